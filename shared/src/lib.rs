@@ -1,1 +1,16 @@
-//! placeholder
+//! What every role of jobgate shares: the domain, the ports and their adapters.
+//!
+//! * [`domain`]: jobs, states, facts and the one transition function.
+//! * [`store`] and [`broker`]: the two ports every role stands on, with their adapters and conformance suites.
+//! * [`wire`]: what travels through the broker.
+//! * [`clock`], [`retry`], [`supervise`]: time, delays and tasks, in one place each.
+//!
+//! Nothing here knows HTTP, a resource manager or the command line.
+
+pub mod broker;
+pub mod clock;
+pub mod domain;
+pub mod retry;
+pub mod store;
+pub mod supervise;
+pub mod wire;

@@ -1,0 +1,201 @@
+//! A job: what was asked for, which never changes, and its life, which only [`super::transition`] changes.
+
+use super::{ClusterName, Ending, JobId, JobSpec, JobState, Project, Submission, WorkerId};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, time::Duration};
+
+/// Free-form documents a producer hands in or a job hands out.
+pub type Document = serde_json::Map<String, serde_json::Value>;
+
+/// When and how a failed attempt is followed by another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryPolicy {
+    /// Seconds before the second attempt; doubled for each one after it.
+    #[schema(minimum = 0)]
+    pub backoff_seconds: u32,
+    /// The longest wait between two attempts, in seconds.
+    #[schema(minimum = 0)]
+    pub max_backoff_seconds: u32,
+    /// Which endings are followed by another attempt. `LOST` only if asked for: what the lost attempt did is unknown.
+    pub retry_on: Vec<Ending>,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            backoff_seconds: 10,
+            max_backoff_seconds: 600,
+            retry_on: vec![Ending::Failed, Ending::TimedOut],
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// How long to wait after `attempt` (from 1) before the next.
+    pub fn delay_after(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(1).min(31);
+        let seconds = u64::from(self.backoff_seconds) << doublings;
+        Duration::from_secs(seconds.min(u64::from(self.max_backoff_seconds)))
+    }
+}
+
+/// A job about to be accepted: checked, with its id, not yet stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewJob {
+    /// Made by the accepting API instance, so that a replay after an unknown commit inserts nothing twice.
+    pub id: JobId,
+    /// Whose it is.
+    pub project: Project,
+    /// For people; not unique.
+    pub name: String,
+    /// Which resource manager runs it.
+    pub cluster: ClusterName,
+    /// What to run.
+    pub spec: JobSpec,
+    /// Words to find it by.
+    pub labels: Vec<String>,
+    /// −100 (last) to 100 (first).
+    pub priority: i16,
+    /// What the producer hands in; not interpreted.
+    pub inputs: Document,
+    /// Attempts in all, from 1.
+    pub max_attempts: u32,
+    /// When another attempt follows.
+    pub retry: RetryPolicy,
+    /// Not before this time.
+    pub run_at: Option<DateTime<Utc>>,
+    /// Starts `HELD`.
+    pub hold: bool,
+    /// The token that posted it.
+    pub created_by: String,
+    /// Whoever posts the same key and body again gets this job back.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// A producer's own name for one submission, and a digest of the body it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct IdempotencyKey {
+    /// As sent; `key#index` for an item of a batch.
+    pub key: String,
+    /// SHA-256 of the body.
+    pub body: [u8; 32],
+}
+
+/// The part of a job that changes. Only [`super::transition`] makes a new one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Life {
+    /// Where it stands.
+    pub state: JobState,
+    /// Why it stands there, in words for people.
+    pub reason: Option<String>,
+    /// The attempt under way, from 1.
+    pub attempt: u32,
+    /// Counts the claims of this job; whoever acts on it quotes the epoch of its own claim.
+    pub epoch: u32,
+    /// Claims of this attempt that ended with nothing recorded; what kills its worker shows here.
+    pub fruitless_claims: u16,
+    /// The worker that has it; kept after the end.
+    pub owner: Option<WorkerId>,
+    /// What the resource manager calls it; written once an attempt.
+    pub submission: Option<Submission>,
+    /// Epoch and sequence of the newest event applied to this attempt.
+    pub last_event: (u32, u32),
+    /// A cancel was asked for and is not yet carried out.
+    pub cancel_requested: bool,
+    /// Not before this time: `run_at`, or the end of a retry's back-off.
+    pub due_at: DateTime<Utc>,
+    /// The exit code of the attempt, where there is one.
+    pub exit_code: Option<i32>,
+    /// When a worker took this attempt.
+    pub claimed_at: Option<DateTime<Utc>>,
+    /// When its submission was recorded.
+    pub submitted_at: Option<DateTime<Utc>>,
+    /// When it began to run.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it reached a terminal state.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl Life {
+    /// The life of a job just accepted.
+    pub fn begin(hold: bool, due_at: DateTime<Utc>) -> Self {
+        Self {
+            state: if hold { JobState::Held } else { JobState::Initialized },
+            reason: None,
+            attempt: 1,
+            epoch: 0,
+            fruitless_claims: 0,
+            owner: None,
+            submission: None,
+            last_event: (0, 0),
+            cancel_requested: false,
+            due_at,
+            exit_code: None,
+            claimed_at: None,
+            submitted_at: None,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+}
+
+/// A job as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Its identity.
+    pub id: JobId,
+    /// Whose it is.
+    pub project: Project,
+    /// For people; not unique.
+    pub name: String,
+    /// Which resource manager runs it.
+    pub cluster: ClusterName,
+    /// What to run.
+    pub spec: JobSpec,
+    /// Words to find it by.
+    pub labels: Vec<String>,
+    /// −100 (last) to 100 (first).
+    pub priority: i16,
+    /// What the producer handed in.
+    pub inputs: Document,
+    /// What the job handed out.
+    pub outputs: Document,
+    /// Percent done, 0 to 100, as the job tells it.
+    pub progress: Option<u8>,
+    /// Attempts in all.
+    pub max_attempts: u32,
+    /// When another attempt follows.
+    pub retry: RetryPolicy,
+    /// The token that posted it.
+    pub created_by: String,
+    /// When it was accepted, by the store's clock.
+    pub created_at: DateTime<Utc>,
+    /// The time it was asked to wait for.
+    pub run_at: Option<DateTime<Utc>>,
+    /// The part that changes.
+    pub life: Life,
+}
+
+/// Environment every job gets to know itself by.
+pub fn identity_env(job: JobId, attempt: u32, project: &Project, name: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("JOBGATE_JOB_ID".to_owned(), job.to_string()),
+        ("JOBGATE_ATTEMPT".to_owned(), attempt.to_string()),
+        ("JOBGATE_PROJECT".to_owned(), project.to_string()),
+        ("JOBGATE_JOB_NAME".to_owned(), name.to_owned()),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_doubles_up_to_its_cap() {
+        let policy = RetryPolicy { backoff_seconds: 10, max_backoff_seconds: 60, ..RetryPolicy::default() };
+        let delays: Vec<u64> = [1, 2, 3, 4, 5, 200].map(|n| policy.delay_after(n).as_secs()).to_vec();
+        assert_eq!(delays, [10, 20, 40, 60, 60, 60]);
+    }
+}

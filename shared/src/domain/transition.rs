@@ -1,0 +1,551 @@
+//! The one function that moves a job: (life, fact) → life.
+//!
+//! Pure and exhaustive. Every store reads a batch of rows, runs this, and writes back guarded by the row's version, so
+//! PostgreSQL, SQLite and the reference model cannot disagree about what a fact means. Callers pass the store's time.
+
+use super::{
+    AttemptTimes, Deviation, Ending, HistoryEntry, JobState, Life, Observation, Phase, Reach, RetryPolicy,
+    StatusEvent, Submission, WorkerId,
+};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+/// After so many claims that recorded nothing a job is granted only alone, so that what kills workers is found out.
+pub const SUSPECT_AFTER: u16 = 2;
+/// After so many it is failed: it killed its worker again and again, the last times while nothing else was claimed.
+pub const POISON_LIMIT: u16 = 5;
+
+/// Something that happened, as told to a job.
+#[derive(Debug, Clone)]
+pub enum Fact<'a> {
+    /// A worker asks for the job: fresh, or adopting one whose owner is gone.
+    Claim {
+        /// Who asks.
+        worker: WorkerId,
+        /// Where the worker's engine can act, when not everywhere.
+        reach: Option<&'a Reach>,
+        /// Nothing else is claimed in the same statement.
+        alone: bool,
+        /// What the store knows beside the row.
+        standing: Standing,
+    },
+    /// A worker created an inert submission and asks to make it *the* submission.
+    Record {
+        /// The attempt it was created for.
+        attempt: u32,
+        /// What the resource manager calls it.
+        submission: &'a Submission,
+    },
+    /// The owner gives the job up, in good order.
+    HandBack {
+        /// Who gives it up.
+        worker: WorkerId,
+        /// Under which claim.
+        epoch: u32,
+        /// Why, for people.
+        why: &'a str,
+        /// Not to be claimed again before this time; at once when absent.
+        not_before: Option<DateTime<Utc>>,
+    },
+    /// A watcher tells what it saw.
+    Event(&'a StatusEvent),
+    /// A user asks for something.
+    Command {
+        /// What.
+        command: Command,
+        /// Who, for the history.
+        by: &'a str,
+    },
+}
+
+/// What a claim depends on beside the row itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The lease of the row's owner has not ended.
+    pub owner_alive: bool,
+    /// The job's cluster is paused by hand.
+    pub cluster_paused: bool,
+}
+
+/// What users ask of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// End it, or never begin it.
+    Cancel,
+    /// Do not begin it for now.
+    Hold,
+    /// Undo a hold.
+    Release,
+    /// Run an ended job once more.
+    Retry,
+}
+
+impl Command {
+    /// Every command.
+    pub const ALL: [Self; 4] = [Self::Cancel, Self::Hold, Self::Release, Self::Retry];
+}
+
+/// What a fact did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The job has a new life.
+    Advanced {
+        /// The new life.
+        life: Box<Life>,
+        /// What to tell about it.
+        change: Change,
+    },
+    /// The row already agrees.
+    Duplicate,
+    /// The fact is about an older attempt, claim or moment; it is dropped.
+    Stale,
+    /// The row says no.
+    Refused(Refusal),
+}
+
+/// Why a row says no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// Its time has not come.
+    NotDue,
+    /// It is held.
+    Held,
+    /// Its cluster is paused.
+    Paused,
+    /// Somebody has it, whose lease has not ended.
+    Owned,
+    /// Its submission lives where the claimer cannot act.
+    OutOfReach,
+    /// It must be claimed alone: it may be what kills workers.
+    Suspect,
+    /// It has ended.
+    Ended,
+    /// It has not ended, and only an ended job can be retried.
+    NotEnded,
+    /// It finished well; there is nothing to retry.
+    FinishedWell,
+    /// A worker has it; hold and release act on waiting jobs only.
+    Begun,
+    /// Another submission is recorded for this attempt.
+    AlreadyRecorded,
+    /// A cancel was asked for before anything was recorded.
+    CancelRequested,
+}
+
+/// What a transition tells the history and the event feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The change itself.
+    pub entry: HistoryEntry,
+    /// It is no step of the happy path, so it must be stored as history.
+    pub deviates: bool,
+    /// Happy-path times that the new life no longer holds.
+    pub times: Option<AttemptTimes>,
+}
+
+impl Change {
+    /// The history row to store, if one is needed.
+    pub fn deviation(&self) -> Option<Deviation> {
+        self.deviates.then(|| Deviation { entry: self.entry.clone(), times: self.times })
+    }
+}
+
+/// What `fact` makes of a job with this `life` and retry policy, at the store's time `now`.
+pub fn transition(
+    life: &Life,
+    max_attempts: u32,
+    policy: &RetryPolicy,
+    fact: &Fact<'_>,
+    now: DateTime<Utc>,
+) -> Outcome {
+    match fact {
+        Fact::Claim { worker, reach, alone, standing } => {
+            claim(life, *worker, *reach, *alone, *standing, now)
+        }
+        Fact::Record { attempt, submission } => record(life, *attempt, submission, now),
+        Fact::HandBack { worker, epoch, why, not_before } => {
+            hand_back(life, *worker, *epoch, why, *not_before, now)
+        }
+        Fact::Event(event) => apply(life, max_attempts, policy, event, now),
+        Fact::Command { command, by } => obey(life, *command, by, now),
+    }
+}
+
+fn claim(
+    life: &Life,
+    worker: WorkerId,
+    reach: Option<&Reach>,
+    alone: bool,
+    standing: Standing,
+    now: DateTime<Utc>,
+) -> Outcome {
+    let fresh = match life.state {
+        JobState::Held => return Outcome::Refused(Refusal::Held),
+        JobState::Initialized => true,
+        JobState::Claimed | JobState::Pending | JobState::Running => false,
+        JobState::Finished | JobState::Failed | JobState::Canceled | JobState::TimedOut | JobState::Lost => {
+            return Outcome::Refused(Refusal::Ended);
+        }
+    };
+    if fresh && life.due_at > now {
+        return Outcome::Refused(Refusal::NotDue);
+    }
+    // A pause stops fresh work only: what the resource manager has must go on being watched.
+    if fresh && standing.cluster_paused {
+        return Outcome::Refused(Refusal::Paused);
+    }
+    if !fresh && standing.owner_alive {
+        // The same worker asking again is a replay after an unknown commit.
+        return if life.owner == Some(worker) {
+            Outcome::Duplicate
+        } else {
+            Outcome::Refused(Refusal::Owned)
+        };
+    }
+    let made_in = life.submission.as_ref().and_then(|s| s.reach.as_ref());
+    if made_in.is_some() && made_in != reach {
+        return Outcome::Refused(Refusal::OutOfReach);
+    }
+    let unrecorded = life.submission.is_none();
+    if unrecorded && life.fruitless_claims >= POISON_LIMIT {
+        let reason = format!(
+            "given up: {} claims ended without a submission, the last of them alone",
+            life.fruitless_claims
+        );
+        return end(life, JobState::Failed, Some(reason), None, &by_worker(worker), now);
+    }
+    if unrecorded && life.fruitless_claims >= SUSPECT_AFTER && !alone {
+        return Outcome::Refused(Refusal::Suspect);
+    }
+    let mut next = life.clone();
+    next.owner = Some(worker);
+    next.epoch += 1;
+    if unrecorded {
+        next.fruitless_claims = next.fruitless_claims.saturating_add(1);
+    }
+    if fresh {
+        next.state = JobState::Claimed;
+        next.claimed_at = Some(now);
+        next.reason = None;
+        return advanced(life, next, None, &by_worker(worker), now, false);
+    }
+    advanced(life, next, Some("adopted".to_owned()), &by_worker(worker), now, true)
+}
+
+fn record(life: &Life, attempt: u32, submission: &Submission, now: DateTime<Utc>) -> Outcome {
+    if life.attempt != attempt {
+        return Outcome::Stale;
+    }
+    if let Some(recorded) = &life.submission {
+        // Holding my own id means my commit's answer was lost: won.
+        let mine = recorded.id == submission.id && recorded.reach == submission.reach;
+        return if mine { Outcome::Duplicate } else { Outcome::Refused(Refusal::AlreadyRecorded) };
+    }
+    match life.state {
+        JobState::Claimed => {}
+        // Handed back or never claimed: whoever created this lost its claim, and nothing of it may start.
+        JobState::Held | JobState::Initialized => return Outcome::Stale,
+        // Recorded states always hold a submission, ended ones take none.
+        JobState::Pending | JobState::Running => return Outcome::Refused(Refusal::AlreadyRecorded),
+        JobState::Finished | JobState::Failed | JobState::Canceled | JobState::TimedOut | JobState::Lost => {
+            return Outcome::Refused(Refusal::Ended);
+        }
+    }
+    if life.cancel_requested {
+        return Outcome::Refused(Refusal::CancelRequested);
+    }
+    // No look at the epoch: the write-once id decides who wins, and a late but first record is as good as any.
+    let mut next = life.clone();
+    next.state = JobState::Pending;
+    next.submission = Some(submission.clone());
+    next.submitted_at = Some(now);
+    next.fruitless_claims = 0;
+    let by = life.owner.map(by_worker).unwrap_or_default();
+    advanced(life, next, None, &by, now, false)
+}
+
+fn hand_back(
+    life: &Life,
+    worker: WorkerId,
+    epoch: u32,
+    why: &str,
+    not_before: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Outcome {
+    if life.owner != Some(worker) || life.epoch != epoch {
+        return Outcome::Stale;
+    }
+    let by = by_worker(worker);
+    match life.state {
+        JobState::Held | JobState::Initialized => Outcome::Duplicate,
+        JobState::Claimed if life.cancel_requested => {
+            end(life, JobState::Canceled, Some("canceled before it was submitted".to_owned()), None, &by, now)
+        }
+        JobState::Claimed => {
+            let mut next = back_in_line(life, not_before.unwrap_or(now));
+            next.reason = Some(why.to_owned());
+            // In good order: this claim is no sign of poison.
+            next.fruitless_claims = life.fruitless_claims.saturating_sub(1);
+            advanced(life, next, Some(why.to_owned()), &by, now, true)
+        }
+        JobState::Pending | JobState::Running => {
+            let mut next = life.clone();
+            next.owner = Some(WorkerId::NOBODY);
+            advanced(life, next, Some(why.to_owned()), &by, now, true)
+        }
+        JobState::Finished | JobState::Failed | JobState::Canceled | JobState::TimedOut | JobState::Lost => {
+            Outcome::Duplicate
+        }
+    }
+}
+
+fn apply(
+    life: &Life,
+    max_attempts: u32,
+    policy: &RetryPolicy,
+    event: &StatusEvent,
+    now: DateTime<Utc>,
+) -> Outcome {
+    if event.attempt != life.attempt || life.state.phase() == Phase::Waiting {
+        return Outcome::Stale;
+    }
+    if life.state.is_terminal() {
+        return match &event.observation {
+            Observation::Ended { ending, .. } if state_of(*ending) == life.state => Outcome::Duplicate,
+            Observation::Ended { .. } | Observation::Pending { .. } | Observation::Running { .. } => {
+                Outcome::Stale
+            }
+        };
+    }
+    let recorded = life.submission.as_ref().map(|s| s.id.as_str());
+    if event.submission.as_deref() != recorded {
+        return Outcome::Stale;
+    }
+    let current = event.epoch == life.epoch;
+    let by = by_worker(event.by);
+    match &event.observation {
+        Observation::Pending { reason } if recorded.is_some() => {
+            advance(life, JobState::Pending, None, reason.as_ref(), event, &by)
+        }
+        Observation::Running { since, reason } if recorded.is_some() => {
+            advance(life, JobState::Running, Some(since.unwrap_or(event.at)), reason.as_ref(), event, &by)
+        }
+        // Nothing recorded means nothing can be waiting or running.
+        Observation::Pending { .. } | Observation::Running { .. } => Outcome::Stale,
+        // Only who holds the job now may say that it is gone, or that it could never be submitted.
+        Observation::Ended { ending: Ending::Lost, .. } if !current => Outcome::Stale,
+        Observation::Ended { .. } if recorded.is_none() && !current => Outcome::Stale,
+        Observation::Ended { ending, exit_code, reason, began, at } => {
+            let mut seen = life.clone();
+            seen.last_event = (event.epoch, event.seq);
+            seen.exit_code = *exit_code;
+            // Two clocks meet here; a life that runs backwards helps nobody.
+            seen.started_at = began.map(|t| t.max(life.submitted_at.unwrap_or(t))).or(life.started_at);
+            let at = at.unwrap_or(event.at).max(seen.started_at.or(life.submitted_at).unwrap_or(now));
+            let retryable = policy.retry_on.contains(ending) && *ending != Ending::Canceled;
+            if retryable && life.attempt < max_attempts && !life.cancel_requested {
+                return retry_later(
+                    life,
+                    &seen,
+                    max_attempts,
+                    policy,
+                    state_of(*ending),
+                    reason.as_deref(),
+                    &by,
+                    now,
+                );
+            }
+            end_as(life, seen, state_of(*ending), reason.clone(), &by, at)
+        }
+    }
+}
+
+/// Applies a report that the submission waits or runs: forward moves the state, sideways only the reason.
+fn advance(
+    life: &Life,
+    to: JobState,
+    since: Option<DateTime<Utc>>,
+    reason: Option<&String>,
+    event: &StatusEvent,
+    by: &str,
+) -> Outcome {
+    let order = (event.epoch, event.seq);
+    if to.phase() < life.state.phase() {
+        return Outcome::Stale;
+    }
+    let same = to == life.state;
+    if same && (order <= life.last_event || life.reason.as_ref() == reason) {
+        return Outcome::Duplicate;
+    }
+    let mut next = life.clone();
+    next.last_event = order;
+    next.reason = reason.cloned();
+    next.state = to;
+    if !same && let Some(since) = since {
+        next.started_at = Some(since.max(life.submitted_at.unwrap_or(since)));
+    }
+    let at = next.started_at.filter(|_| !same).unwrap_or(event.at);
+    advanced(life, next, reason.cloned(), by, at, false)
+}
+
+#[allow(clippy::too_many_arguments, reason = "one call; a struct for it would only rename the arguments")]
+fn retry_later(
+    life: &Life,
+    seen: &Life,
+    max_attempts: u32,
+    policy: &RetryPolicy,
+    ended: JobState,
+    reason: Option<&str>,
+    by: &str,
+    now: DateTime<Utc>,
+) -> Outcome {
+    let delay = policy.delay_after(life.attempt);
+    let told = reason.map(|r| format!(": {r}")).unwrap_or_default();
+    let why =
+        format!("attempt {} of {max_attempts} {ended}{told}; next in {} s", life.attempt, delay.as_secs());
+    let mut next = next_attempt(seen, now + delay);
+    next.reason = Some(why.clone());
+    let change = Change {
+        entry: HistoryEntry {
+            at: now,
+            attempt: next.attempt,
+            from: Some(life.state),
+            to: next.state,
+            reason: Some(why),
+            by: Some(by.to_owned()),
+        },
+        deviates: true,
+        times: Some(AttemptTimes::from(seen)),
+    };
+    Outcome::Advanced { life: Box::new(next), change }
+}
+
+fn obey(life: &Life, command: Command, by: &str, now: DateTime<Utc>) -> Outcome {
+    let phase = life.state.phase();
+    match (command, phase) {
+        (Command::Cancel, Phase::Waiting) => end(life, JobState::Canceled, None, None, by, now),
+        (Command::Cancel, Phase::Claimed | Phase::Pending | Phase::Running) if life.cancel_requested => {
+            Outcome::Duplicate
+        }
+        (Command::Cancel, Phase::Claimed | Phase::Pending | Phase::Running) => {
+            let mut next = life.clone();
+            next.cancel_requested = true;
+            advanced(life, next, Some("cancel requested".to_owned()), by, now, true)
+        }
+        (Command::Cancel, Phase::Ended) if life.state == JobState::Canceled => Outcome::Duplicate,
+        (Command::Cancel | Command::Hold | Command::Release, Phase::Ended) => {
+            Outcome::Refused(Refusal::Ended)
+        }
+        (Command::Hold, Phase::Waiting) => set_held(life, JobState::Held, by, now),
+        (Command::Release, Phase::Waiting) => set_held(life, JobState::Initialized, by, now),
+        (Command::Hold | Command::Release, Phase::Claimed | Phase::Pending | Phase::Running) => {
+            Outcome::Refused(Refusal::Begun)
+        }
+        (Command::Retry, Phase::Ended) if life.state == JobState::Finished => {
+            Outcome::Refused(Refusal::FinishedWell)
+        }
+        (Command::Retry, Phase::Ended) => {
+            let mut next = next_attempt(life, now);
+            next.cancel_requested = false;
+            let mut outcome = advanced(life, next, Some("retried by hand".to_owned()), by, now, true);
+            if let Outcome::Advanced { change, .. } = &mut outcome {
+                change.times = Some(AttemptTimes::from(life));
+            }
+            outcome
+        }
+        (Command::Retry, Phase::Waiting | Phase::Claimed | Phase::Pending | Phase::Running) => {
+            Outcome::Refused(Refusal::NotEnded)
+        }
+    }
+}
+
+fn set_held(life: &Life, to: JobState, by: &str, now: DateTime<Utc>) -> Outcome {
+    if life.state == to {
+        return Outcome::Duplicate;
+    }
+    let mut next = life.clone();
+    next.state = to;
+    advanced(life, next, None, by, now, true)
+}
+
+/// The life of the same attempt, waiting again with nothing in anybody's hands.
+fn back_in_line(life: &Life, due_at: DateTime<Utc>) -> Life {
+    let mut next = life.clone();
+    next.state = JobState::Initialized;
+    next.owner = None;
+    next.due_at = due_at;
+    next.claimed_at = None;
+    next
+}
+
+/// The life of the attempt after this one. The epoch goes on counting: an event of an old claim can never look new.
+fn next_attempt(life: &Life, due_at: DateTime<Utc>) -> Life {
+    Life { attempt: life.attempt + 1, epoch: life.epoch, ..Life::begin(false, due_at) }
+}
+
+fn end(
+    life: &Life,
+    to: JobState,
+    reason: Option<String>,
+    exit_code: Option<i32>,
+    by: &str,
+    now: DateTime<Utc>,
+) -> Outcome {
+    let mut seen = life.clone();
+    seen.exit_code = exit_code;
+    end_as(life, seen, to, reason, by, now)
+}
+
+fn end_as(
+    before: &Life,
+    mut next: Life,
+    to: JobState,
+    reason: Option<String>,
+    by: &str,
+    at: DateTime<Utc>,
+) -> Outcome {
+    next.state = to;
+    next.reason.clone_from(&reason);
+    next.finished_at = Some(at);
+    // Carried out, or overtaken by the end: either way nothing is left to cancel.
+    next.cancel_requested = false;
+    advanced(before, next, reason, by, at, to != JobState::Finished)
+}
+
+fn advanced(
+    before: &Life,
+    next: Life,
+    reason: Option<String>,
+    by: &str,
+    at: DateTime<Utc>,
+    deviates: bool,
+) -> Outcome {
+    let entry = HistoryEntry {
+        at,
+        attempt: next.attempt,
+        from: Some(before.state),
+        to: next.state,
+        reason,
+        by: (!by.is_empty()).then(|| by.to_owned()),
+    };
+    // Handed back: the claim's time leaves the row, so history must keep it.
+    let erased = before.claimed_at.is_some() && next.claimed_at.is_none();
+    let times = erased.then(|| AttemptTimes::from(before));
+    Outcome::Advanced { life: Box::new(next), change: Change { entry, deviates, times } }
+}
+
+fn by_worker(worker: WorkerId) -> String {
+    format!("worker:{worker}")
+}
+
+/// The terminal state an ending leads to when no attempt is left.
+fn state_of(ending: Ending) -> JobState {
+    match ending {
+        Ending::Finished => JobState::Finished,
+        Ending::Failed => JobState::Failed,
+        Ending::Canceled => JobState::Canceled,
+        Ending::TimedOut => JobState::TimedOut,
+        Ending::Lost => JobState::Lost,
+    }
+}

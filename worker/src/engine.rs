@@ -1,0 +1,163 @@
+//! The engine port: one resource manager, as the worker sees it.
+//!
+//! An engine performs; it decides nothing about jobs. It is asked to create a submission that does not run yet, to start
+//! one that is recorded, to look at many, to cancel, and to remove what nobody recorded. What it sees of a submission is
+//! an [`Observation`], never one of our states.
+//!
+//! Contract, held by the engine conformance suite:
+//! * `create` under one tag, once or many times, from one process or many, runs nothing (where [`SubmitMode`] can say so).
+//! * `start` is idempotent, from any process inside the reach; started and already ended count as started.
+//! * `discard` makes sure that what it names never runs; it must not touch anything that was started.
+//! * An error of kind [`EngineError::Away`] leaves the outcome unknown, and the same call can be made again.
+//! * No call takes longer than a third of the lease: the engine cuts it off itself and answers `Away`.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jobgate_shared::domain::{JobSpec, Observation, Project, Reach, SpecError, Submission, SubmissionTag};
+use serde::{Deserialize, Serialize};
+use std::{fmt::Debug, time::Duration};
+
+/// How an engine keeps one attempt from starting twice. The docs print the promise of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubmitMode {
+    /// Create inert, record, start the recorded one only: exactly once, CANCELED means never.
+    TwoPhase,
+    /// The manager refuses a second submission of one name, and a tombstone keeps a canceled name from use: the same
+    /// promise, as long as it remembers names.
+    UniqueName,
+    /// The job takes a token before it begins, and only one taker wins: the same promise, at the price of a started loser.
+    Fenced,
+    /// Neither is possible: never twice, but an attempt whose submit went unanswered is `LOST`.
+    AtMostOnce,
+}
+
+/// Who ends a job whose time is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeLimits {
+    /// The resource manager, or the engine's own runner.
+    ByEngine,
+    /// Nobody but the watcher: it cancels and reports `TIMED_OUT`.
+    ByWatcher,
+}
+
+/// What an engine can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// How it submits.
+    pub mode: SubmitMode,
+    /// Where it can act, when not everywhere.
+    pub reach: Option<Reach>,
+    /// Who enforces time limits.
+    pub time_limits: TimeLimits,
+    /// Standard output and error can be read.
+    pub logs: bool,
+    /// How often a poll is worth making while jobs run.
+    pub poll_interval: Duration,
+}
+
+/// Why an engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The manager is away, slow or overloaded. The outcome is unknown; ask again.
+    #[error("the resource manager is away")]
+    Away(#[source] anyhow::Error),
+    /// The manager will never take this job; the text says why, to the job's owner.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The answer of an engine.
+pub type EngineResult<T> = Result<T, EngineError>;
+
+/// An attempt to create: what it is and what it is called.
+#[derive(Debug, Clone)]
+pub struct ToCreate {
+    /// What the manager shall know it by.
+    pub tag: SubmissionTag,
+    /// Whose it is.
+    pub project: Project,
+    /// The job's name.
+    pub name: String,
+    /// What to run.
+    pub spec: JobSpec,
+}
+
+/// What a poll saw of one submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sighting {
+    /// The manager has it.
+    Seen(Observation),
+    /// Created and never started: start it (again).
+    Inert,
+    /// The manager answered, and does not know it. Not an end: it may know it again at the next poll.
+    Absent,
+    /// The engine has positive evidence that it is gone without an end (its host restarted, its runner was killed).
+    Gone {
+        /// The evidence, for people.
+        evidence: String,
+    },
+}
+
+/// One of a job's two output streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A piece of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogChunk {
+    /// What stands from the offset asked for; empty when nothing new does.
+    pub bytes: Bytes,
+    /// The job has ended and nothing will follow these bytes.
+    pub last: bool,
+}
+
+/// The port.
+#[async_trait]
+pub trait Engine: Send + Sync + Debug {
+    /// What it can do; does not change while it lives.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Checks a spec when it is posted; runs in the API too, so it asks nobody.
+    fn validate(&self, spec: &JobSpec) -> Result<(), SpecError>;
+
+    /// Creates a submission that does not run, under its tag.
+    async fn create(&self, job: &ToCreate) -> EngineResult<Submission>;
+
+    /// Starts a recorded submission.
+    async fn start(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()>;
+
+    /// Looks at many submissions in one go; one sighting each, in order.
+    async fn poll(&self, submissions: &[(SubmissionTag, Submission)]) -> EngineResult<Vec<Sighting>>;
+
+    /// Ends a recorded submission, begun or not; returns when the manager took the order, a poll tells when it is carried
+    /// out. One that never began must never begin.
+    async fn cancel(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()>;
+
+    /// Makes sure an unrecorded attempt never runs: removes what was created under the tag (this submission only, when
+    /// given) and leaves a tombstone where the mode needs one.
+    async fn discard(&self, tag: SubmissionTag, submission: Option<&Submission>) -> EngineResult<()>;
+
+    /// Inert submissions of ours the manager has had for at least `older_than`, for the sweep to judge.
+    async fn inert(&self, older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>>;
+
+    /// Up to `limit` bytes of a stream, from `offset`.
+    async fn read_log(
+        &self,
+        tag: SubmissionTag,
+        submission: &Submission,
+        stream: Stream,
+        offset: u64,
+        limit: usize,
+    ) -> EngineResult<LogChunk>;
+
+    /// The row agrees that it ended and its logs are shipped: what is kept for it may go.
+    async fn forget(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()>;
+}
