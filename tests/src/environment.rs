@@ -1,0 +1,42 @@
+//! What a test process learns from outside: the addresses of the run's servers, and where the `jobgate` binary lies.
+//! The only place of the harness that reads environment variables. A missing one is a failure with the remedy in it,
+//! never a skipped test.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the runner speaks to its tests through the environment, here alone"
+)]
+
+use std::env;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+/// `postgres://` address of the run's server, database `postgres`, a user who may create databases.
+pub const DATABASE_URL: &str = "JOBGATE_TEST_DATABASE_URL";
+/// `amqp://` address of the run's broker, vhost `/`.
+pub const AMQP_URL: &str = "JOBGATE_TEST_AMQP_URL";
+/// `http://user:password@…` address of the same broker's management API.
+pub const MANAGEMENT_URL: &str = "JOBGATE_TEST_MANAGEMENT_URL";
+
+/// The value of `name`, or an error that says how to get one.
+pub fn required(name: &str) -> Result<String> {
+    env::var(name).with_context(|| {
+        format!(
+            "{name} is not set, so there is no server for this test: run `make test`, \
+             or `cargo run -p jobgate-tests --bin with-services -- cargo test …`"
+        )
+    })
+}
+
+/// The `jobgate` binary built with this test: cargo's own word for it, else the file beside the test's `deps` folder.
+pub fn jobgate() -> Result<PathBuf> {
+    if let Ok(path) = env::var("CARGO_BIN_EXE_jobgate") {
+        return Ok(path.into());
+    }
+    let test = env::current_exe().context("where this test's executable lies")?;
+    let profile =
+        test.parent().and_then(|deps| deps.parent()).context("no folder above the test's executable")?;
+    let binary = profile.join("jobgate");
+    ensure!(binary.is_file(), "{} is missing: run `cargo build -p jobgate` first", binary.display());
+    Ok(binary)
+}
