@@ -10,6 +10,8 @@
 //! * Outcomes (a duplicate, a refusal, an absence) are values; batches answer one outcome per item, in order.
 //! * Time that two processes must agree on is the store's own.
 
+mod kernel;
+
 use crate::domain::{
     ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, StatusEvent,
     Submission, TokenId, WorkerId,
