@@ -1,0 +1,47 @@
+# `make lint` and `make test` are what CI runs (.ci/run). Everything works from a fresh clone: `test` installs the servers
+# it needs where it may (Debian or Ubuntu, as root) and starts them itself on private loopback ports.
+# One test: target/debug/with-services cargo test -p jobgate-tests --test services a_vhost
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO_TARGET_DIR ?= target
+WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
+# Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
+export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
+
+.PHONY: test lint audit bench clean-services
+
+test:
+	deploy/install-services
+	cargo build --workspace --all-targets --locked
+	$(WITH_SERVICES) cargo test --workspace --locked --no-fail-fast
+
+lint:
+	cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Licences, banned crates and sources need the lock file only; known vulnerabilities need their database.
+audit:
+	command -v cargo-deny >/dev/null || cargo install cargo-deny --locked
+	cargo deny --locked check bans licenses sources
+	@if timeout 120 cargo deny --locked fetch db; \
+	then cargo deny --locked check --disable-fetch advisories; \
+	else echo "advisories NOT checked: their database cannot be reached from here" >&2; fi
+
+bench:
+	deploy/install-services
+	cargo build --release --locked -p jobgate -p jobgate-tests
+	$(CARGO_TARGET_DIR)/release/with-services sh -c '$(CARGO_TARGET_DIR)/release/jobgate bench \
+	    --database-url "$$JOBGATE_TEST_DATABASE_URL" --amqp-url "$$JOBGATE_TEST_AMQP_URL"'
+
+# Runs end their servers themselves; this removes what a run that was killed with -9 left in the temporary directory.
+clean-services:
+	@shopt -s nullglob; for folder in "$${TMPDIR:-/tmp}"/jobgate-test-*/; do \
+	    folder=$${folder%/}; owner=$$(cat "$$folder/owner" 2>/dev/null || echo none); \
+	    [ ! -d "/proc/$$owner" ] || { echo "$$folder: its run (pid $$owner) goes on"; continue; }; \
+	    for process in /proc/[0-9]*; do \
+	        case $$(readlink "$$process/cwd" || true) in "$$folder"|"$$folder"/*) kill -9 "$${process#/proc/}" || true ;; esac; \
+	    done; \
+	    rm -rf "$$folder"; echo "$$folder: removed"; \
+	done
