@@ -221,3 +221,39 @@ fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
     SPAWNER.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer)).map_err(|_| gone())?;
     answered.recv().map_err(|_| gone())?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn shell(script: &str, log: &Path, last_word: LastWord) -> Result<Managed> {
+        Managed::spawn("script", Command::new("sh").args(["-c", script]), None, log, last_word)
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_before_it_is_ready_fails_with_the_end_of_its_log() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let mut script = shell("echo no such port; exit 3", &folder.path().join("log"), LastWord::Kill)?;
+        let never = script.ready(SOON, async || bail!("no answer")).await.unwrap_err();
+        let message = format!("{never:#}");
+        assert!(message.contains("no such port") && message.contains("exit status: 3"), "{message}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_dropped_process_hears_its_last_word_and_is_gone() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let log = folder.path().join("log");
+        let script = "trap 'echo put in order; exit 0' TERM; echo listening; while :; do sleep 0.05; done";
+        let mut child = shell(script, &log, LastWord::Terminate)?;
+        let listens = || fs::read_to_string(&log).is_ok_and(|text| text.contains("listening"));
+        child.ready(SOON, async || listens().then_some(()).context("silent")).await?;
+        let pid = Pid::from_child(&child.child);
+        drop(child);
+        assert!(fs::read_to_string(&log)?.ends_with("put in order\n"));
+        rustix::process::test_kill_process(pid).unwrap_err();
+        Ok(())
+    }
+}
