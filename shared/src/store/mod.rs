@@ -406,8 +406,10 @@ pub enum Heartbeat {
     Renewed {
         /// Jobs of this worker somebody wants cancelled.
         cancel: Vec<JobId>,
-        /// Of `unsettled`: the row agrees, or is not this worker's any more.
+        /// Of `unsettled`: the attempt is over in the row too (terminal, a later attempt, or no such job).
         settled: Vec<JobId>,
+        /// Of `unsettled`: the attempt goes on in somebody else's hands (another epoch); what is kept for it must stay.
+        lost: Vec<JobId>,
     },
     /// The lease had ended: register anew, under a new identity.
     Expired,
@@ -447,8 +449,9 @@ pub trait Leases: Apply {
     /// Ends the lease at once; what the worker still holds can be adopted without waiting.
     async fn deregister(&self, worker: WorkerId) -> StoreResult<()>;
 
-    /// The jobs among these the row of which does not record this submission, or has ended, or is absent: inert
-    /// leftovers a sweep may remove. A job claimed and not yet recorded counts as live, whatever its owner.
+    /// Which of these inert submissions (job, attempt, submission id) nobody will ever start, by index: the row is absent,
+    /// has ended, is at a later attempt, or records another id for this attempt. While the attempt is the row's and
+    /// nothing is recorded, it counts as live whatever the state: somebody may be about to record it.
     async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>>;
 }
 
