@@ -74,8 +74,9 @@ pub trait Broker: Send + Sync + Debug {
     /// Taps every process on the shoulder.
     async fn nudge(&self, nudge: Nudge) -> Result<(), BrokerError>;
 
-    /// Hints for a worker, from its clusters' queues and its own. At most `prefetch` messages are out at once.
-    fn hints(&self, worker: WorkerId, clusters: &[ClusterName], prefetch: u16) -> Subscription<Hint>;
+    /// Hints from the queues these routes end in; a worker's own queue lives as long as this subscription. At most
+    /// `prefetch` messages are out at once.
+    fn hints(&self, routes: &[Route], prefetch: u16) -> Subscription<Hint>;
 
     /// Status events for a recorder.
     fn events(&self, prefetch: u16) -> Subscription<Vec<StatusEvent>>;
