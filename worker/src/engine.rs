@@ -72,7 +72,7 @@ pub enum EngineError {
 pub type EngineResult<T> = Result<T, EngineError>;
 
 /// An attempt to create: what it is and what it is called.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToCreate {
     /// What the manager shall know it by.
     pub tag: SubmissionTag,

@@ -1,8 +1,13 @@
 //! The worker: claims jobs, submits them to a resource manager, watches them, and tells what happened.
 //!
+//! * [`core`]: what decides, sans-IO.
 //! * [`engine`]: the port to a resource manager; [`engines`]: its adapters and their registry.
+//!
+//! * [`regulator`]: how much it takes on.
 //!
 //! A worker writes no rows except claim, record, hand-back and its own lease.
 
+pub mod core;
 pub mod engine;
 pub mod engines;
+pub mod regulator;
