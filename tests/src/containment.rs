@@ -37,7 +37,8 @@ pub async fn run(mut command: Command, interrupted: impl Future<Output = u8>) ->
     let mut ours: Vec<Pid> = children()?.into_iter().map(|child| child.pid).collect();
     set_child_subreaper(Some(getpid())).context("become the reaper of orphans")?;
     let mut ended = signal(SignalKind::child())?;
-    let mut child = command.kill_on_drop(true).spawn().context("run the command")?;
+    let program = command.as_std().get_program().display().to_string();
+    let mut child = command.kill_on_drop(true).spawn().with_context(|| format!("run {program}"))?;
     ours.extend(pid(&child));
     tokio::pin!(interrupted);
     let code = loop {
