@@ -2,6 +2,7 @@
 //!
 //! * [`domain`]: jobs, states, facts and the one transition function.
 //! * [`store`] and [`broker`]: the two ports every role stands on, with their adapters and conformance suites.
+//! * [`logs`]: what jobs print, in an object store.
 //! * [`wire`]: what travels through the broker.
 //! * [`clock`], [`retry`], [`supervise`]: time, delays and tasks, in one place each.
 //!
@@ -10,6 +11,7 @@
 pub mod broker;
 pub mod clock;
 pub mod domain;
+pub mod logs;
 pub mod retry;
 pub mod store;
 pub mod supervise;

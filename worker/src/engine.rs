@@ -13,6 +13,8 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+pub use jobgate_shared::logs::LogStream as Stream;
+
 use jobgate_shared::domain::{JobSpec, Observation, Project, Reach, SpecError, Submission, SubmissionTag};
 use serde::{Deserialize, Serialize};
 use std::{fmt::Debug, time::Duration};
@@ -98,16 +100,6 @@ pub enum Sighting {
         /// The evidence, for people.
         evidence: String,
     },
-}
-
-/// One of a job's two output streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
 }
 
 /// A piece of a log.
