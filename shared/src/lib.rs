@@ -4,7 +4,7 @@
 //! * [`store`] and [`broker`]: the two ports every role stands on, with their adapters and conformance suites.
 //! * [`logs`]: what jobs print, in an object store.
 //! * [`wire`]: what travels through the broker.
-//! * [`clock`], [`retry`], [`supervise`]: time, delays and tasks, in one place each.
+//! * [`clock`], [`retry`], [`supervise`], [`settings`]: time, delays, tasks and configuration values, in one place each.
 //!
 //! Nothing here knows HTTP, a resource manager or the command line.
 
@@ -13,6 +13,7 @@ pub mod clock;
 pub mod domain;
 pub mod logs;
 pub mod retry;
+pub mod settings;
 pub mod store;
 pub mod supervise;
 pub mod wire;
