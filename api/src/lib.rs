@@ -1,1 +1,3 @@
-//! placeholder
+//! The API role: HTTP, acceptance, and the loops that publish hints, record events and keep house.
+
+pub mod dispatcher;

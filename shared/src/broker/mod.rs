@@ -84,6 +84,12 @@ pub trait Broker: Send + Sync + Debug {
     /// Nudges for one process; nothing to settle.
     fn nudges(&self) -> Subscription<Nudge>;
 
+    /// Hint messages waiting in a cluster's queue, not counting those already given to a worker; 0 when there is no such
+    /// queue, `None` when the broker does not tell.
+    async fn hints_waiting(&self, _cluster: &ClusterName) -> Option<u64> {
+        None
+    }
+
     /// Messages waiting for the recorder, when the broker tells; for metrics only.
     async fn events_behind(&self) -> Option<u64>;
 

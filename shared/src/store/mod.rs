@@ -210,9 +210,34 @@ pub struct Changes {
     pub gap: bool,
 }
 
+/// The hints of a cluster's due waiting jobs. Few jobs carry one (the dispatcher sees to that), so counting them stays
+/// cheap whatever waits unhinted behind them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hinted {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// Jobs whose hint is still good.
+    pub outstanding: u64,
+    /// Jobs whose hint ran out and that nobody has claimed.
+    pub expired: u64,
+}
+
 /// A due job to hint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
+    /// The job.
+    pub job: JobId,
+    /// It may be what kills workers: hint it alone.
+    pub suspect: bool,
+    /// It was hinted before, and that hint ran out.
+    pub again: bool,
+    /// How long it has been due, by the store's clock.
+    pub waited: Duration,
+}
+
+/// A stranded job to hint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StrandedJob {
     /// The job.
     pub job: JobId,
     /// It may be what kills workers: hint it alone.
@@ -229,7 +254,7 @@ pub struct Stranded {
     /// Who had them; [`WorkerId::NOBODY`] when handed back.
     pub owner: WorkerId,
     /// The jobs, with whether each must be claimed alone.
-    pub jobs: Vec<Due>,
+    pub jobs: Vec<StrandedJob>,
 }
 
 /// Tells a job that what it waits for is not there.
@@ -510,12 +535,18 @@ pub trait Store: Apply {
     /// The end of the feed now.
     async fn feed_end(&self) -> StoreResult<FeedCursor>;
 
-    /// Clusters with due waiting jobs: how many hints are outstanding in each.
-    async fn outstanding(&self) -> StoreResult<Vec<(ClusterName, u64)>>;
+    /// Every cluster with due waiting jobs, and how many of those carry a hint.
+    async fn outstanding(&self) -> StoreResult<Vec<Hinted>>;
 
-    /// Up to `limit` due jobs of a cluster whose hint is not outstanding, most urgent first; marks them hinted for
-    /// `hint_for`.
-    async fn due(&self, cluster: &ClusterName, limit: u32, hint_for: Duration) -> StoreResult<Vec<Due>>;
+    /// Up to `limit` due jobs of a cluster that were never hinted, or whose hint ran out at least `again_after` ago, most
+    /// urgent first; marks them hinted for `hint_for`.
+    async fn due(
+        &self,
+        cluster: &ClusterName,
+        limit: u32,
+        hint_for: Duration,
+        again_after: Duration,
+    ) -> StoreResult<Vec<Due>>;
 
     /// Forgets that these were hinted (the broker did not take the hint).
     async fn unhint(&self, jobs: &[JobId]) -> StoreResult<()>;

@@ -1,0 +1,147 @@
+//! How many hints this process may still publish without asking the store: what acceptance and the dispatcher share.
+//!
+//! The dispatcher sets the room of each cluster from what the store counts; acceptance takes from it before it inserts,
+//! and publishes the hints it was granted itself. An estimate: several processes each have their own, so the bound on
+//! hints is kept to within what they take between two looks at the store. Never a source of truth, never a wait.
+
+use jobgate_shared::domain::ClusterName;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::Notify;
+
+/// The room for hints, by cluster. Grants nothing until the dispatcher has looked, and nothing while the broker is away.
+#[derive(Debug, Default)]
+pub struct HintBudget {
+    room: Mutex<Room>,
+    wanted: Notify,
+    /// A grant fell short since the dispatcher last asked.
+    short: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Room {
+    /// What the dispatcher told of clusters it has seen, less what was taken since.
+    clusters: BTreeMap<ClusterName, Share>,
+    /// What a cluster the dispatcher has not seen may begin with.
+    unseen: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    told: usize,
+    left: usize,
+}
+
+impl HintBudget {
+    /// Grants nothing until the first [`Self::set`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes room for up to `n` hints of `cluster` and answers how many were granted. Insert the jobs granted with
+    /// `hinted`, publish their hints once that has committed; insert the others without, then call [`Self::wake`].
+    pub fn try_take(&self, cluster: &ClusterName, n: usize) -> usize {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let unseen = room.unseen;
+        let share = match room.clusters.get_mut(cluster) {
+            Some(share) => share,
+            None => room.clusters.entry(cluster.clone()).or_insert(Share { told: unseen, left: unseen }),
+        };
+        let granted = n.min(share.left);
+        share.left -= granted;
+        let low = share.left < share.told / 2;
+        drop(room);
+        if granted < n {
+            self.short.store(true, Ordering::Relaxed);
+        }
+        if low {
+            self.wanted.notify_one();
+        }
+        granted
+    }
+
+    /// Gives back room that was taken and not used: the insert failed, or the broker did not take the hint (then the
+    /// jobs must be [un-hinted](jobgate_shared::store::Store::unhint) too).
+    pub fn give_back(&self, cluster: &ClusterName, n: usize) {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = room.clusters.get_mut(cluster) {
+            share.left = share.told.min(share.left + n);
+        }
+    }
+
+    /// Tells the dispatcher that jobs are waiting for it; to be called after they are committed.
+    pub fn wake(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Completes when room runs low or [`Self::wake`] was called since the last time. Cancel safe.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Whether a grant fell short since the last call.
+    pub fn fell_short(&self) -> bool {
+        self.short.swap(false, Ordering::Relaxed)
+    }
+
+    /// What every cluster has room for now; `unseen` for those not named.
+    pub fn set(&self, clusters: BTreeMap<ClusterName, usize>, unseen: usize) {
+        let clusters = clusters.into_iter().map(|(name, left)| (name, Share { told: left, left })).collect();
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Room { clusters, unseen };
+    }
+
+    /// Grants nothing from now on.
+    pub fn close(&self) {
+        self.set(BTreeMap::new(), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+
+    fn cluster(name: &str) -> ClusterName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn nothing_is_granted_before_the_dispatcher_has_looked() {
+        assert_eq!(HintBudget::new().try_take(&cluster("a"), 5), 0);
+    }
+
+    #[test]
+    fn what_is_taken_is_gone_until_given_back_or_set_anew() {
+        let budget = HintBudget::new();
+        budget.set(BTreeMap::from([(cluster("a"), 10)]), 3);
+        assert_eq!(budget.try_take(&cluster("a"), 8), 8);
+        assert_eq!(budget.try_take(&cluster("a"), 8), 2);
+        assert_eq!(budget.try_take(&cluster("a"), 1), 0);
+        budget.give_back(&cluster("a"), 100);
+        assert_eq!(budget.try_take(&cluster("a"), 100), 10, "never more than was told");
+        assert_eq!(budget.try_take(&cluster("new"), 9), 3, "an unseen cluster has its own room");
+        assert_eq!(budget.try_take(&cluster("new"), 9), 0);
+        budget.close();
+        assert_eq!(budget.try_take(&cluster("a"), 1) + budget.try_take(&cluster("newer"), 1), 0);
+    }
+
+    #[test]
+    fn the_dispatcher_is_woken_when_room_runs_low_and_when_jobs_wait() {
+        let budget = HintBudget::new();
+        budget.set(BTreeMap::new(), 10);
+        assert_eq!(budget.try_take(&cluster("a"), 4), 4);
+        assert_eq!(budget.wanted().now_or_never(), None, "more than half is left");
+        assert_eq!(budget.try_take(&cluster("a"), 2), 2);
+        assert_eq!(budget.wanted().now_or_never(), Some(()));
+        assert!(!budget.fell_short());
+        assert_eq!(budget.try_take(&cluster("a"), 5), 4);
+        assert!(budget.fell_short());
+        budget.wake();
+        assert_eq!(budget.wanted().now_or_never(), Some(()));
+    }
+}
