@@ -67,14 +67,7 @@ pub struct Deviation {
 /// The whole history of `job`, oldest first: its stored deviations and what its times tell.
 pub fn derive_history(job: &Job, deviations: &[Deviation]) -> Vec<HistoryEntry> {
     let first = if starts_held(deviations, &job.life) { JobState::Held } else { JobState::Initialized };
-    let mut entries = vec![HistoryEntry {
-        at: job.created_at,
-        attempt: 1,
-        from: None,
-        to: first,
-        reason: None,
-        by: Some(job.created_by.clone()),
-    }];
+    let mut entries = vec![job.acceptance(first)];
     let worker = job.life.owner.map(|w| format!("worker:{w}"));
     for deviation in deviations {
         if let Some(times) = &deviation.times {

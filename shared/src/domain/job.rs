@@ -1,6 +1,6 @@
 //! A job: what was asked for, which never changes, and its life, which only [`super::transition`] changes.
 
-use super::{ClusterName, Ending, JobId, JobSpec, JobState, Project, Submission, WorkerId};
+use super::{ClusterName, Ending, HistoryEntry, JobId, JobSpec, JobState, Project, Submission, WorkerId};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
@@ -74,6 +74,32 @@ pub struct NewJob {
     pub idempotency: Option<IdempotencyKey>,
 }
 
+impl NewJob {
+    /// The job as stored, accepted at the store's time `now`. A `run_at` in the past is due now: asking for the past
+    /// must not pass those who waited.
+    pub fn accepted(&self, now: DateTime<Utc>) -> Job {
+        let due_at = self.run_at.map_or(now, |at| at.max(now));
+        Job {
+            id: self.id,
+            project: self.project.clone(),
+            name: self.name.clone(),
+            cluster: self.cluster.clone(),
+            spec: self.spec.clone(),
+            labels: self.labels.clone(),
+            priority: self.priority,
+            inputs: self.inputs.clone(),
+            outputs: Document::new(),
+            progress: None,
+            max_attempts: self.max_attempts,
+            retry: self.retry.clone(),
+            created_by: self.created_by.clone(),
+            created_at: now,
+            run_at: self.run_at,
+            life: Life::begin(self.hold, due_at),
+        }
+    }
+}
+
 /// A producer's own name for one submission, and a digest of the body it stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey {
@@ -139,6 +165,11 @@ impl Life {
             finished_at: None,
         }
     }
+
+    /// The worker that has the job now; nobody once it was handed back or has ended.
+    pub fn holder(&self) -> Option<WorkerId> {
+        self.owner.filter(|owner| self.state.is_owned() && *owner != WorkerId::NOBODY)
+    }
 }
 
 /// A job as stored.
@@ -176,6 +207,20 @@ pub struct Job {
     pub run_at: Option<DateTime<Utc>>,
     /// The part that changes.
     pub life: Life,
+}
+
+impl Job {
+    /// The first entry of its history: accepted, in the state it began in.
+    pub fn acceptance(&self, began: JobState) -> HistoryEntry {
+        HistoryEntry {
+            at: self.created_at,
+            attempt: 1,
+            from: None,
+            to: began,
+            reason: None,
+            by: Some(self.created_by.clone()),
+        }
+    }
 }
 
 /// Environment every job gets to know itself by.

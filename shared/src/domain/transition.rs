@@ -9,6 +9,7 @@ use super::{
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// After so many claims that recorded nothing a job is granted only alone, so that what kills workers is found out.
 pub const SUSPECT_AFTER: u16 = 2;
@@ -44,8 +45,8 @@ pub enum Fact<'a> {
         epoch: u32,
         /// Why, for people.
         why: &'a str,
-        /// Not to be claimed again before this time; at once when absent.
-        not_before: Option<DateTime<Utc>>,
+        /// How long nobody should claim it again.
+        pause: Duration,
     },
     /// A watcher tells what it saw.
     Event(&'a StatusEvent),
@@ -61,6 +62,8 @@ pub enum Fact<'a> {
 /// What a claim depends on beside the row itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
+    /// The lease of the worker that asks has not ended. Without one nobody would ever miss it.
+    pub claimer_alive: bool,
     /// The lease of the row's owner has not ended.
     pub owner_alive: bool,
     /// The job's cluster is paused by hand.
@@ -107,6 +110,8 @@ pub enum Outcome {
 /// Why a row says no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refusal {
+    /// Who asks has no lease: it must register anew.
+    NoLease,
     /// Its time has not come.
     NotDue,
     /// It is held.
@@ -164,9 +169,7 @@ pub fn transition(
             claim(life, *worker, *reach, *alone, *standing, now)
         }
         Fact::Record { attempt, submission } => record(life, *attempt, submission, now),
-        Fact::HandBack { worker, epoch, why, not_before } => {
-            hand_back(life, *worker, *epoch, why, *not_before, now)
-        }
+        Fact::HandBack { worker, epoch, why, pause } => hand_back(life, *worker, *epoch, why, *pause, now),
         Fact::Event(event) => apply(life, max_attempts, policy, event, now),
         Fact::Command { command, by } => obey(life, *command, by, now),
     }
@@ -180,6 +183,9 @@ fn claim(
     standing: Standing,
     now: DateTime<Utc>,
 ) -> Outcome {
+    if !standing.claimer_alive {
+        return Outcome::Refused(Refusal::NoLease);
+    }
     let fresh = match life.state {
         JobState::Held => return Outcome::Refused(Refusal::Held),
         JobState::Initialized => true,
@@ -270,7 +276,7 @@ fn hand_back(
     worker: WorkerId,
     epoch: u32,
     why: &str,
-    not_before: Option<DateTime<Utc>>,
+    pause: Duration,
     now: DateTime<Utc>,
 ) -> Outcome {
     if life.owner != Some(worker) || life.epoch != epoch {
@@ -283,7 +289,7 @@ fn hand_back(
             end(life, JobState::Canceled, Some("canceled before it was submitted".to_owned()), None, &by, now)
         }
         JobState::Claimed => {
-            let mut next = back_in_line(life, not_before.unwrap_or(now));
+            let mut next = back_in_line(life, now + pause);
             next.reason = Some(why.to_owned());
             // In good order: this claim is no sign of poison.
             next.fruitless_claims = life.fruitless_claims.saturating_sub(1);

@@ -3,9 +3,10 @@
 //! An adapter brings [`Ledger`], two operations on rows. Everything that changes a job goes through [`decide`], so the
 //! state machine is written once, and a lost race is read again and decided again here and nowhere else.
 
-use super::{StoreError, StoreResult};
+use super::{Applied, Claimed, Scope, StoreError, StoreResult, ToHandBack, ToRecord, WorkerCluster};
 use crate::domain::{
-    Change, ClusterName, Fact, JobId, Life, Outcome, Project, Refusal, RetryPolicy, Standing, transition,
+    Change, ClusterName, Command, Fact, JobId, Life, Outcome, Project, Refusal, RetryPolicy, Standing,
+    StatusEvent, WorkerId, transition,
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -20,6 +21,7 @@ pub(crate) struct Row {
     pub(crate) job: JobId,
     pub(crate) project: Project,
     pub(crate) cluster: ClusterName,
+    #[allow(dead_code, reason = "for adapters that count by deltas; the model counts anew")]
     pub(crate) priority: i16,
     pub(crate) max_attempts: u32,
     pub(crate) retry: RetryPolicy,
@@ -42,6 +44,15 @@ pub(crate) struct Move {
     pub(crate) changes: Vec<Change>,
 }
 
+impl Move {
+    /// A hint given for the row still stands: the same claim of the same owner. Anything else begins unhinted, so that
+    /// whoever waits or is stranded next is hinted at once.
+    pub(crate) fn keeps_hint(&self) -> bool {
+        let (was, is) = (&self.before.life, &self.after);
+        was.state.is_owned() && is.state.is_owned() && was.owner == is.owner && was.epoch == is.epoch
+    }
+}
+
 /// What rows are read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -62,6 +73,43 @@ pub(crate) trait Ledger: Send {
     async fn save(&mut self, moves: &[Move]) -> StoreResult<HashSet<JobId>>;
 }
 
+/// What a job is told. What only its row knows (its cluster, its project, its standing) is filled in once it is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Told<'a> {
+    /// A worker that serves these clusters asks for it.
+    Claim { worker: WorkerId, clusters: &'a [WorkerCluster], alone: bool },
+    /// A submission was created for it.
+    Record(&'a ToRecord),
+    /// Its owner gives it up.
+    HandBack(WorkerId, &'a ToHandBack),
+    /// A watcher saw something of it.
+    Event(&'a StatusEvent),
+    /// A user who sees `scope` asks something of it.
+    Command { scope: &'a Scope, command: Command, by: &'a str },
+}
+
+impl<'a> Told<'a> {
+    /// The fact this is to a job with this row, or the answer when it is none.
+    fn fact(self, row: &Row) -> Result<Fact<'a>, Decided> {
+        Ok(match self {
+            Self::Claim { worker, clusters, alone } => {
+                let served = clusters.iter().find(|c| c.name == row.cluster);
+                let served = served.ok_or(Decided::Refused(Refusal::OutOfReach))?;
+                Fact::Claim { worker, reach: served.reach.as_ref(), alone, standing: row.standing }
+            }
+            Self::Record(ToRecord { attempt, submission, .. }) => {
+                Fact::Record { attempt: *attempt, submission }
+            }
+            Self::HandBack(worker, ToHandBack { epoch, why, pause, .. }) => {
+                Fact::HandBack { worker, epoch: *epoch, why, pause: *pause }
+            }
+            Self::Event(event) => Fact::Event(event),
+            Self::Command { scope, .. } if !scope.covers(&row.project) => return Err(Decided::Absent),
+            Self::Command { command, by, .. } => Fact::Command { command, by },
+        })
+    }
+}
+
 /// What became of one fact.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Decided {
@@ -77,12 +125,44 @@ pub(crate) enum Decided {
     Absent,
 }
 
+impl Decided {
+    /// What became of an event.
+    pub(crate) fn applied(&self) -> Applied {
+        match self {
+            Self::Advanced(_) => Applied::Advanced,
+            Self::Duplicate(_) => Applied::Duplicate,
+            Self::Stale | Self::Refused(_) => Applied::Stale,
+            Self::Absent => Applied::Unknown,
+        }
+    }
+
+    /// The life under which `worker` was granted the job, or why it was not.
+    pub(crate) fn granted(self, worker: WorkerId) -> Result<Box<Life>, Claimed> {
+        match self {
+            // A claim can also end a job: one that killed its workers again and again.
+            Self::Advanced(life) | Self::Duplicate(life) => {
+                let mine = life.state.is_owned() && life.owner == Some(worker);
+                if mine { Ok(life) } else { Err(Claimed::Refused(Refusal::Ended)) }
+            }
+            Self::Stale => Err(Claimed::Refused(Refusal::Owned)),
+            Self::Refused(refusal) => Err(Claimed::Refused(refusal)),
+            Self::Absent => Err(Claimed::Absent),
+        }
+    }
+
+    /// The row holds the submission it was told to record.
+    pub(crate) fn recorded(&self) -> bool {
+        matches!(self, Self::Advanced(_) | Self::Duplicate(_))
+    }
+}
+
 /// Tells each job its fact; one answer per fact, in order. Facts about one job are told in order and saved as one move.
 pub(crate) async fn decide(
     ledger: &mut impl Ledger,
-    facts: &[(JobId, Fact<'_>)],
-    purpose: Purpose,
+    facts: &[(JobId, Told<'_>)],
 ) -> StoreResult<Vec<Decided>> {
+    let claims = facts.iter().any(|(_, told)| matches!(told, Told::Claim { .. }));
+    let purpose = if claims { Purpose::Claim } else { Purpose::Change };
     let mut answers: Vec<Option<Decided>> = vec![None; facts.len()];
     for _ in 0..MAX_ROUNDS {
         let open: Vec<usize> = (0..facts.len()).filter(|i| answers[*i].is_none()).collect();
@@ -96,8 +176,8 @@ pub(crate) async fn decide(
         let (now, rows) = ledger.load(&ids, purpose).await?;
         let mut round = Round::new(rows);
         for i in &open {
-            let (job, fact) = &facts[*i];
-            answers[*i] = Some(round.tell(*job, fact, now));
+            let (job, told) = facts[*i];
+            answers[*i] = Some(round.tell(job, told, now));
         }
         let moves = round.moves();
         if moves.is_empty() {
@@ -132,16 +212,11 @@ impl Round {
         Self { rows }
     }
 
-    fn tell(&mut self, job: JobId, fact: &Fact<'_>, now: DateTime<Utc>) -> Decided {
+    fn tell(&mut self, job: JobId, told: Told<'_>, now: DateTime<Utc>) -> Decided {
         let Some((row, life, changes)) = self.rows.get_mut(&job) else { return Decided::Absent };
-        // The row knows its standing; the fact, made before the row was read, does not.
-        let fact = match fact {
-            Fact::Claim { worker, reach, alone, .. } => {
-                Fact::Claim { worker: *worker, reach: *reach, alone: *alone, standing: row.standing }
-            }
-            Fact::Record { .. } | Fact::HandBack { .. } | Fact::Event(_) | Fact::Command { .. } => {
-                fact.clone()
-            }
+        let fact = match told.fact(row) {
+            Ok(fact) => fact,
+            Err(answer) => return answer,
         };
         match transition(life, row.max_attempts, &row.retry, &fact, now) {
             Outcome::Advanced { life: next, change } => {

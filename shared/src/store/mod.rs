@@ -11,6 +11,7 @@
 //! * Time that two processes must agree on is the store's own.
 
 mod kernel;
+pub mod memory;
 
 use crate::domain::{
     ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, StatusEvent,
@@ -65,6 +66,14 @@ impl Scope {
             Self::All => true,
         }
     }
+
+    /// A token is in it; one that opens every project only in [`Scope::All`].
+    pub fn covers_token(&self, token: &Token) -> bool {
+        match self {
+            Self::Project(own) => token.project.as_ref() == Some(own),
+            Self::All => true,
+        }
+    }
 }
 
 /// What became of one accepted job.
@@ -93,6 +102,18 @@ pub struct Filter {
     pub created_after: Option<DateTime<Utc>>,
     /// Accepted before this time.
     pub created_before: Option<DateTime<Utc>>,
+}
+
+impl Filter {
+    /// It means this job.
+    pub fn matches(&self, job: &Job) -> bool {
+        (self.states.is_empty() || self.states.contains(&job.life.state))
+            && self.labels.iter().all(|label| job.labels.contains(label))
+            && self.cluster.as_ref().is_none_or(|cluster| *cluster == job.cluster)
+            && self.name.as_ref().is_none_or(|name| *name == job.name)
+            && self.created_after.is_none_or(|from| from <= job.created_at)
+            && self.created_before.is_none_or(|to| job.created_at < to)
+    }
 }
 
 /// Newest first; `after` is the last job of the page before. Job ids are time-ordered, so the id is the cursor.
@@ -141,6 +162,24 @@ pub struct Patch {
     pub progress: Option<u8>,
     /// Merged into the outputs, key by key; `null` removes one.
     pub outputs: Option<crate::domain::Document>,
+}
+
+impl Patch {
+    /// Changes `job`. None of this is part of its life.
+    pub fn apply(&self, job: &mut Job) {
+        if let Some(labels) = &self.labels {
+            job.labels.clone_from(labels);
+        }
+        job.priority = self.priority.unwrap_or(job.priority);
+        job.progress = self.progress.or(job.progress);
+        for (key, value) in self.outputs.iter().flatten() {
+            if value.is_null() {
+                job.outputs.remove(key);
+            } else {
+                job.outputs.insert(key.clone(), value.clone());
+            }
+        }
+    }
 }
 
 /// What became of a removal.
@@ -450,14 +489,15 @@ pub trait Apply: Send + Sync + Debug {
 /// What workers may do.
 #[async_trait]
 pub trait Leases: Apply {
-    /// Makes a worker known, with a lease of `ttl`.
+    /// Makes a worker known, with a lease of `ttl` from now; the times and liveness in `worker` are ignored. A known
+    /// identity stays as it is: this is a replay.
     async fn register(&self, worker: &Worker, ttl: Duration) -> StoreResult<()>;
 
     /// Renews the lease and tells news. On its own connection: it never waits behind work.
     async fn heartbeat(&self, worker: WorkerId, pulse: &Pulse) -> StoreResult<Heartbeat>;
 
     /// Claims many jobs in one statement; `clusters` tells where the worker serves which. One outcome per id. A job of a
-    /// cluster not named is refused as out of reach.
+    /// cluster not named is refused as out of reach, every job to a worker whose lease has ended.
     async fn claim(
         &self,
         worker: WorkerId,
@@ -490,7 +530,7 @@ pub trait Store: Apply {
     async fn now(&self) -> StoreResult<DateTime<Utc>>;
 
     /// Stores jobs, all or none; one outcome each. `hinted` is how long the first hint, which the caller is about to
-    /// publish, keeps the dispatcher from another; `None` leaves the jobs to the dispatcher.
+    /// publish for those due now, keeps the dispatcher from another; `None` leaves the jobs to the dispatcher.
     async fn insert(&self, jobs: &[NewJob], hinted: Option<Duration>) -> StoreResult<Vec<Inserted>>;
 
     /// One job.
@@ -539,7 +579,8 @@ pub trait Store: Apply {
     async fn outstanding(&self) -> StoreResult<Vec<Hinted>>;
 
     /// Up to `limit` due jobs of a cluster that were never hinted, or whose hint ran out at least `again_after` ago, most
-    /// urgent first; marks them hinted for `hint_for`.
+    /// urgent first (priority, then since when it is due, then id); marks them hinted for `hint_for`. A hint is forgotten
+    /// with the wait or the claim it was for.
     async fn due(
         &self,
         cluster: &ClusterName,
@@ -568,7 +609,7 @@ pub trait Store: Apply {
     /// Pauses or resumes a cluster.
     async fn set_paused(&self, cluster: &ClusterName, paused: bool, by: &str) -> StoreResult<()>;
 
-    /// Stores a token.
+    /// Stores a token; a known id is a replay and stays as it is.
     async fn create_token(&self, token: &Token) -> StoreResult<()>;
 
     /// Tokens, newest first; of one project, or all.

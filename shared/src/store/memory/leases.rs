@@ -1,0 +1,123 @@
+//! What workers and recorders may do.
+
+use super::{MemoryStore, Rows};
+use crate::domain::{JobId, StatusEvent, WorkerId};
+use crate::store::kernel::{Decided, Told, decide};
+use crate::store::{
+    Applied, Apply, Claimed, Heartbeat, Leases, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Worker,
+    WorkerCluster,
+};
+use async_trait::async_trait;
+use std::time::Duration;
+
+#[async_trait]
+impl Apply for MemoryStore {
+    async fn apply(&self, events: &[StatusEvent]) -> StoreResult<Vec<Applied>> {
+        let facts: Vec<_> = events.iter().map(|event| (event.job, Told::Event(event))).collect();
+        let decided = decide(&mut Rows { store: self, claimer: None }, &facts).await?;
+        Ok(decided.iter().map(Decided::applied).collect())
+    }
+}
+
+#[async_trait]
+impl Leases for MemoryStore {
+    async fn register(&self, worker: &Worker, ttl: Duration) -> StoreResult<()> {
+        let (mut state, now) = self.look();
+        state.workers.entry(worker.id).or_insert_with(|| Worker {
+            registered_at: now,
+            expires_at: now + ttl,
+            ..worker.clone()
+        });
+        Ok(())
+    }
+
+    async fn heartbeat(&self, worker: WorkerId, pulse: &Pulse) -> StoreResult<Heartbeat> {
+        let (mut state, now) = self.look();
+        let Some(known) = state.workers.get_mut(&worker).filter(|w| w.expires_at > now) else {
+            return Ok(Heartbeat::Expired);
+        };
+        known.expires_at = now + pulse.ttl;
+        known.jobs = pulse.jobs;
+        known.draining = pulse.draining;
+        for cluster in &mut known.clusters {
+            let parked = pulse.parked.iter().find(|(name, _)| *name == cluster.name);
+            cluster.parked = parked.map(|(_, why)| why.clone());
+        }
+        let mine = state.jobs.values().filter(|e| {
+            e.job.life.owner == Some(worker) && e.job.life.state.is_owned() && e.job.life.cancel_requested
+        });
+        let cancel = mine.map(|e| e.job.id).collect();
+        let (mut settled, mut lost) = (Vec::new(), Vec::new());
+        for (job, attempt, epoch) in &pulse.unsettled {
+            let Some(life) = state.jobs.get(job).map(|entry| &entry.job.life) else {
+                settled.push(*job);
+                continue;
+            };
+            if life.attempt > *attempt || life.state.is_terminal() {
+                settled.push(*job);
+            } else if life.epoch != *epoch || life.owner != Some(worker) {
+                lost.push(*job);
+            }
+        }
+        Ok(Heartbeat::Renewed { cancel, settled, lost })
+    }
+
+    async fn claim(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        jobs: &[JobId],
+    ) -> StoreResult<Vec<Claimed>> {
+        let told = Told::Claim { worker, clusters, alone: jobs.len() == 1 };
+        let facts: Vec<_> = jobs.iter().map(|job| (*job, told)).collect();
+        let decided = decide(&mut Rows { store: self, claimer: Some(worker) }, &facts).await?;
+        let (state, _) = self.look();
+        let claimed = jobs.iter().zip(decided).map(|(job, answer)| match answer.granted(worker) {
+            Err(no) => no,
+            Ok(life) => state.jobs.get(job).map_or(Claimed::Absent, |entry| {
+                let mut job = entry.job.clone();
+                job.life = *life;
+                Claimed::Granted(Box::new(job))
+            }),
+        });
+        Ok(claimed.collect())
+    }
+
+    async fn record(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {
+        let facts: Vec<_> = items.iter().map(|item| (item.job, Told::Record(item))).collect();
+        let decided = decide(&mut Rows { store: self, claimer: None }, &facts).await?;
+        let (state, _) = self.look();
+        let current = |item: &ToRecord| state.jobs.get(&item.job).map(|entry| Box::new(entry.job.clone()));
+        let recorded = items.iter().zip(&decided).map(|(item, answer)| {
+            if answer.recorded() { Recorded::Won } else { Recorded::Lost { current: current(item) } }
+        });
+        Ok(recorded.collect())
+    }
+
+    async fn hand_back(&self, worker: WorkerId, items: &[ToHandBack]) -> StoreResult<()> {
+        let facts: Vec<_> = items.iter().map(|item| (item.job, Told::HandBack(worker, item))).collect();
+        decide(&mut Rows { store: self, claimer: None }, &facts).await?;
+        Ok(())
+    }
+
+    async fn deregister(&self, worker: WorkerId) -> StoreResult<()> {
+        let (mut state, now) = self.look();
+        if let Some(known) = state.workers.get_mut(&worker) {
+            known.expires_at = known.expires_at.min(now);
+        }
+        Ok(())
+    }
+
+    async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
+        let (state, _) = self.look();
+        let live = |job: &JobId, attempt: u32, submission: &str| {
+            let Some(life) = state.jobs.get(job).map(|entry| &entry.job.life) else { return false };
+            let recorded = life.submission.as_ref().filter(|_| life.attempt == attempt);
+            life.attempt <= attempt
+                && !life.state.is_terminal()
+                && recorded.is_none_or(|recorded| recorded.id == submission)
+        };
+        let left = found.iter().enumerate().filter(|(_, (job, attempt, id))| !live(job, *attempt, id));
+        Ok(left.map(|(index, _)| index).collect())
+    }
+}
