@@ -129,6 +129,12 @@ pub trait Engine: Send + Sync + Debug {
     /// Looks at many submissions in one go; one sighting each, in order.
     async fn poll(&self, submissions: &[(SubmissionTag, Submission)]) -> EngineResult<Vec<Sighting>>;
 
+    /// Returns when something may have ended since it was called, so that a poll ahead of the interval is worth making. A
+    /// hint: it may come late, twice or not at all, and never comes from an engine that cannot tell.
+    async fn stirred(&self) {
+        std::future::pending::<()>().await;
+    }
+
     /// Ends a recorded submission, begun or not; returns when the manager took the order, a poll tells when it is carried
     /// out. One that never began must never begin.
     async fn cancel(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()>;

@@ -1,1 +1,98 @@
-//! The engines and their registry: a new engine is one file here and one line in the list.
+//! The engines and their registry: a new engine is one file here, one variant of [`EngineConfig`] and its arms.
+//!
+//! What is configured is checked before anything is built; what a job may ask of an engine is checked by [`validator`],
+//! which needs the configuration only and so works in the API process, too.
+
+pub mod noop;
+
+use crate::engine::{Engine, SubmitMode};
+use jobgate_shared::{
+    clock::Clock,
+    domain::{JobSpec, SpecError},
+};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// The resource manager behind one cluster, and its settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "engine", rename_all = "snake_case")]
+pub enum EngineConfig {
+    /// Runs nothing: jobs that end by themselves, for measuring and testing what stands around them.
+    Noop(noop::NoopConfig),
+}
+
+/// What the process gives to every engine it builds.
+#[derive(Debug, Clone)]
+pub struct EngineContext {
+    /// The process's source of time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Checks a spec against what one engine can do; asks nobody.
+pub type Validator = Arc<dyn Fn(&JobSpec) -> Result<(), SpecError> + Send + Sync>;
+
+impl EngineConfig {
+    /// The name of the engine, as configuration and metrics spell it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Noop(_) => "noop",
+        }
+    }
+
+    /// How it keeps an attempt from starting twice.
+    pub fn mode(&self) -> SubmitMode {
+        match self {
+            Self::Noop(config) => config.mode,
+        }
+    }
+
+    /// Checks the settings; an error names the one that is wrong.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Noop(config) => config.check(),
+        }
+    }
+}
+
+/// Builds the engine; an error names the setting that is wrong or what could not be opened.
+pub fn build(config: &EngineConfig, context: &EngineContext) -> anyhow::Result<Arc<dyn Engine>> {
+    config.check()?;
+    match config {
+        EngineConfig::Noop(config) => {
+            Ok(Arc::new(noop::NoopEngine::new(config.clone(), context.clock.clone())?))
+        }
+    }
+}
+
+/// The engine's check of a spec, without the engine.
+pub fn validator(config: &EngineConfig) -> Validator {
+    match config.clone() {
+        EngineConfig::Noop(_) => Arc::new(noop::validate),
+    }
+}
+
+/// Refuses any option of `spec.engine` that is not `known`.
+fn refuse_unknown_options(spec: &JobSpec, known: &[&str]) -> Result<(), SpecError> {
+    match spec.engine.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(()),
+        Some(key) => {
+            let field = format!("spec.engine.{}", key.escape_debug());
+            Err(SpecError::new(field, "is no option of this cluster's engine"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_setting_is_refused_by_name() {
+        let read = |text: &str| serde_json::from_str::<EngineConfig>(text);
+        assert!(read(r#"{"engine":"noop","run_for":"1s"}"#).is_ok());
+        let error = read(r#"{"engine":"noop","runfor":"1s"}"#).unwrap_err().to_string();
+        assert!(error.contains("runfor"), "{error}");
+        let error = read(r#"{"engine":"nope"}"#).unwrap_err().to_string();
+        assert!(error.contains("nope"), "{error}");
+    }
+}
