@@ -11,3 +11,6 @@ pub mod core;
 pub mod engine;
 pub mod engines;
 pub mod regulator;
+mod session;
+
+pub use session::{Served, Timing, Worker};

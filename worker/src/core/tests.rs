@@ -1,1 +1,431 @@
+//! The core's steps, one scenario a test: what goes in, which effects come out.
 
+use super::*;
+use crate::engine::{SubmitMode, TimeLimits};
+use jobgate_shared::domain::{Ending, JobSpec, JobState, Life, Observation, Project, RetryPolicy};
+
+/// A core with one cluster, time in its hands, and a job to give it.
+struct Bench {
+    core: Core,
+    me: WorkerId,
+    now: Moment,
+}
+
+fn name() -> ClusterName {
+    "c".parse().unwrap()
+}
+
+impl Bench {
+    fn new(mode: SubmitMode) -> Self {
+        let capabilities = Capabilities {
+            mode,
+            reach: None,
+            time_limits: TimeLimits::ByWatcher,
+            logs: false,
+            poll_interval: Duration::from_secs(1),
+        };
+        let serving =
+            Serving { cluster: name(), capabilities, max_creates: 2, lost_after: Duration::from_mins(2) };
+        let me = WorkerId::generate();
+        let now = Moment { since_start: Duration::ZERO, wall: DateTime::UNIX_EPOCH };
+        Self { core: Core::new(me, vec![serving]), me, now }
+    }
+
+    fn job(&self) -> Job {
+        let mut life = Life::begin(false, DateTime::UNIX_EPOCH);
+        life.state = JobState::Claimed;
+        life.epoch = 1;
+        life.fruitless_claims = 1;
+        life.owner = Some(self.me);
+        Job {
+            id: JobId::generate(),
+            project: Project::default_project(),
+            name: "job".into(),
+            cluster: name(),
+            spec: JobSpec { command: vec!["true".into()], ..JobSpec::default() },
+            labels: vec![],
+            priority: 0,
+            inputs: serde_json::Map::new(),
+            outputs: serde_json::Map::new(),
+            progress: None,
+            max_attempts: 1,
+            retry: RetryPolicy::default(),
+            created_by: "test".into(),
+            created_at: DateTime::UNIX_EPOCH,
+            run_at: None,
+            life,
+        }
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.core.step(self.now, input, &mut effects);
+        effects
+    }
+
+    fn grant(&mut self, job: &Job) -> Vec<Effect> {
+        self.step(Input::Granted(Box::new(job.clone())))
+    }
+
+    fn after(&mut self, seconds: u64) -> Vec<Effect> {
+        self.now.since_start += Duration::from_secs(seconds);
+        self.step(Input::Tick)
+    }
+
+    /// Brings a fresh job to where its submission runs.
+    fn running(&mut self, job: &Job) -> Hold {
+        let hold = hold(job);
+        self.grant(job);
+        self.step(Input::Created(hold, Ok(submission("s"))));
+        self.step(Input::Recorded(hold, Some(Recorded::Won)));
+        self.step(Input::Started(hold, Ok(())));
+        self.step(Input::Sighted(hold, Sighting::Seen(running())));
+        hold
+    }
+}
+
+fn hold(job: &Job) -> Hold {
+    Hold { tag: SubmissionTag { job: job.id, attempt: job.life.attempt }, epoch: job.life.epoch, cluster: 0 }
+}
+
+fn submission(id: &str) -> Submission {
+    Submission { id: id.into(), detail: serde_json::Value::Null, reach: None }
+}
+
+fn running() -> Observation {
+    Observation::Running { since: None, reason: None }
+}
+
+fn ended(ending: Ending) -> Observation {
+    Observation::Ended { ending, exit_code: None, reason: None, began: None, at: None }
+}
+
+fn endings(effects: &[Effect]) -> Vec<Ending> {
+    let ending = |e: &Effect| match e {
+        Effect::Publish(StatusEvent { observation: Observation::Ended { ending, .. }, .. }) => Some(*ending),
+        Effect::Publish(_)
+        | Effect::Create(..)
+        | Effect::Record(..)
+        | Effect::Start(..)
+        | Effect::Cancel(..)
+        | Effect::Discard(..)
+        | Effect::HandBack(_)
+        | Effect::ShipLogs(..)
+        | Effect::Forget(..) => None,
+    };
+    effects.iter().filter_map(ending).collect()
+}
+
+fn starts(effects: &[Effect]) -> usize {
+    effects.iter().filter(|e| matches!(e, Effect::Start(..))).count()
+}
+
+#[test]
+fn a_job_is_created_recorded_started_watched_told_and_forgotten_in_that_order() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = hold(&job);
+    assert!(matches!(b.grant(&job)[..], [Effect::Create(h, _)] if h == hold));
+    assert!(
+        matches!(&b.step(Input::Created(hold, Ok(submission("s"))))[..], [Effect::Record(_, r)] if r.submission.id == "s")
+    );
+    assert!(
+        matches!(&b.step(Input::Recorded(hold, Some(Recorded::Won)))[..], [Effect::Start(_, s)] if s.id == "s")
+    );
+    assert_eq!(b.step(Input::Started(hold, Ok(()))), []);
+    assert!(
+        matches!(&b.step(Input::Sighted(hold, Sighting::Seen(running())))[..], [Effect::Publish(e)] if e.submission.as_deref() == Some("s"))
+    );
+    assert_eq!(
+        b.step(Input::Sighted(hold, Sighting::Seen(running()))),
+        [],
+        "told once while nothing changes"
+    );
+    let told = b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Finished))));
+    assert_eq!(endings(&told), [Ending::Finished]);
+    assert_eq!(b.core.held(0), 0, "what has ended takes no room");
+    assert_eq!(endings(&b.after(1)), [Ending::Finished], "told again until the row agrees");
+    assert_eq!(b.core.unsettled(), [(job.id, 1, 1)]);
+    assert!(matches!(&b.step(Input::Settled(job.id))[..], [Effect::Forget(_, s)] if s.id == "s"));
+    assert_eq!(b.core.jobs(), 0);
+    assert_eq!(b.after(600), []);
+}
+
+#[test]
+fn nothing_starts_before_it_is_recorded_and_an_unanswered_record_is_made_again() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = hold(&job);
+    b.grant(&job);
+    b.step(Input::Created(hold, Ok(submission("s"))));
+    assert_eq!(b.step(Input::Recorded(hold, None)), []);
+    assert!(matches!(b.after(1)[..], [Effect::Record(..)]));
+    assert_eq!(starts(&b.step(Input::Recorded(hold, Some(Recorded::Won)))), 1);
+}
+
+#[test]
+fn the_loser_of_a_record_discards_its_own_and_goes_on_with_the_recorded_one() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let mut job = b.job();
+    let hold = hold(&job);
+    b.grant(&job);
+    b.step(Input::Created(hold, Ok(submission("mine"))));
+    job.life.submission = Some(submission("theirs"));
+    job.life.state = JobState::Pending;
+    let effects = b.step(Input::Recorded(hold, Some(Recorded::Lost { current: Some(Box::new(job)) })));
+    assert!(matches!(&effects[..], [Effect::Discard(_, Some(s))] if s.id == "mine"));
+    assert!(matches!(&b.core.watched(0)[..], [(_, s)] if s.id == "theirs"));
+    assert_eq!(starts(&b.step(Input::Sighted(hold, Sighting::Inert))), 1, "recorded and inert: start it");
+}
+
+#[test]
+fn a_lost_record_discards_nothing_that_another_claim_may_hold_under_the_same_id() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let mut job = b.job();
+    let hold = hold(&job);
+    b.grant(&job);
+    b.step(Input::Created(hold, Ok(submission("s"))));
+    job.life.owner = Some(WorkerId::generate());
+    job.life.epoch = 2;
+    job.life.state = JobState::Initialized;
+    let effects = b.step(Input::Recorded(hold, Some(Recorded::Lost { current: Some(Box::new(job)) })));
+    assert_eq!(effects, [], "the sweep judges it later");
+    assert_eq!(b.core.jobs(), 0);
+}
+
+#[test]
+fn a_cancel_before_the_record_discards_and_only_then_says_canceled() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = hold(&job);
+    b.grant(&job);
+    assert_eq!(b.step(Input::CancelRequested(job.id)), []);
+    let effects = b.step(Input::Created(hold, Ok(submission("s"))));
+    assert!(matches!(&effects[..], [Effect::Discard(_, Some(_))]));
+    assert_eq!(b.step(Input::Discarded(hold, Err(Fault::Away("x".into())))), [], "not sure, not said");
+    assert!(matches!(&b.after(1)[..], [Effect::Discard(..)]));
+    assert_eq!(endings(&b.step(Input::Discarded(hold, Ok(())))), [Ending::Canceled]);
+}
+
+#[test]
+fn a_cancel_after_the_record_never_starts_what_was_not_started() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = hold(&job);
+    b.grant(&job);
+    b.step(Input::Created(hold, Ok(submission("s"))));
+    b.step(Input::CancelRequested(job.id));
+    let effects = b.step(Input::Recorded(hold, Some(Recorded::Won)));
+    assert!(matches!(&effects[..], [Effect::Cancel(..)]));
+    assert_eq!(starts(&b.step(Input::Sighted(hold, Sighting::Inert))), 0);
+    assert!(matches!(&b.after(10)[..], [Effect::Cancel(..)]), "asked again until it is seen carried out");
+    assert_eq!(
+        endings(&b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Canceled))))),
+        [Ending::Canceled]
+    );
+}
+
+#[test]
+fn if_it_finished_before_the_cancel_took_hold_the_finish_is_told() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = b.running(&job);
+    assert!(matches!(&b.step(Input::CancelRequested(job.id))[..], [Effect::Cancel(..)]));
+    assert_eq!(
+        endings(&b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Finished))))),
+        [Ending::Finished]
+    );
+}
+
+#[test]
+fn an_unanswered_create_goes_back_where_that_is_safe_and_stays_where_it_is_not() {
+    for (mode, expected) in [
+        (SubmitMode::TwoPhase, "handed back"),
+        (SubmitMode::Fenced, "handed back"),
+        (SubmitMode::UniqueName, "created again"),
+        (SubmitMode::AtMostOnce, "lost"),
+    ] {
+        let mut b = Bench::new(mode);
+        let job = b.job();
+        b.grant(&job);
+        let mut effects = b.step(Input::Created(hold(&job), Err(Fault::Away("down".into()))));
+        effects.extend(b.after(1));
+        let got = match &effects[..] {
+            [Effect::HandBack(item)] if item.pause > Duration::ZERO => "handed back",
+            [Effect::Create(..)] => "created again",
+            all if endings(all).first() == Some(&Ending::Lost) => "lost",
+            other => panic!("{mode:?}: {other:?}"),
+        };
+        assert_eq!(got, expected, "{mode:?}");
+    }
+}
+
+#[test]
+fn an_at_most_once_job_whose_earlier_claim_may_have_submitted_it_is_lost_and_not_submitted() {
+    let mut b = Bench::new(SubmitMode::AtMostOnce);
+    let mut job = b.job();
+    job.life.fruitless_claims = 2;
+    assert_eq!(endings(&b.grant(&job)), [Ending::Lost]);
+}
+
+#[test]
+fn a_refused_create_fails_the_job_with_the_managers_words() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    b.grant(&job);
+    let effects = b.step(Input::Created(hold(&job), Err(Fault::Refused("no such partition".into()))));
+    assert!(
+        matches!(&effects[..], [Effect::Publish(e)] if matches!(&e.observation, Observation::Ended { reason: Some(r), .. } if r == "no such partition"))
+    );
+}
+
+#[test]
+fn absence_becomes_lost_only_after_repeated_polls_over_the_configured_time() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = b.running(&job);
+    for _ in 0..100 {
+        assert_eq!(b.step(Input::Sighted(hold, Sighting::Absent)), []);
+    }
+    b.now.since_start += Duration::from_secs(119);
+    assert_eq!(b.step(Input::Sighted(hold, Sighting::Absent)), []);
+    assert_eq!(
+        b.step(Input::Sighted(hold, Sighting::Seen(running()))),
+        [],
+        "seen again: the count begins anew"
+    );
+    b.now.since_start += Duration::from_secs(5);
+    assert_eq!(b.step(Input::Sighted(hold, Sighting::Absent)), []);
+    b.now.since_start += Duration::from_secs(120);
+    assert_eq!(b.step(Input::Sighted(hold, Sighting::Absent)), []);
+    assert_eq!(endings(&b.step(Input::Sighted(hold, Sighting::Absent))), [Ending::Lost]);
+}
+
+#[test]
+fn positive_evidence_must_be_seen_twice() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = b.running(&job);
+    let gone = || Sighting::Gone { evidence: "its runner died".into() };
+    assert_eq!(b.step(Input::Sighted(hold, gone())), []);
+    assert_eq!(endings(&b.step(Input::Sighted(hold, gone()))), [Ending::Lost]);
+}
+
+#[test]
+fn an_outage_of_the_manager_ends_nothing_and_parks_the_cluster() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    b.running(&job);
+    for _ in 0..10 {
+        assert_eq!(b.step(Input::Polled(0, Err("connection refused".into()))), []);
+    }
+    assert_eq!(b.core.parked(), [(name(), "connection refused".to_owned())]);
+    assert_eq!(b.core.room(b.now.since_start, 0, 10), 0);
+    b.step(Input::Polled(0, Ok(())));
+    assert_eq!(b.core.room(b.now.since_start, 0, 10), 9);
+}
+
+#[test]
+fn a_time_limit_only_the_watcher_can_enforce_cancels_and_tells_timed_out() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let mut job = b.job();
+    job.spec.time_limit_seconds = Some(5);
+    let hold = b.running(&job);
+    assert_eq!(b.after(4), []);
+    assert!(matches!(&b.after(1)[..], [Effect::Cancel(..)]));
+    assert_eq!(
+        endings(&b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Canceled))))),
+        [Ending::TimedOut]
+    );
+}
+
+#[test]
+fn a_drain_hands_back_what_waits_and_what_runs_and_lets_answers_come_in_first() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let (watched, creating) = (b.job(), b.job());
+    b.running(&watched);
+    b.grant(&creating);
+    let effects = b.step(Input::Drain);
+    assert!(
+        matches!(&effects[..], [Effect::HandBack(item)] if item.job == watched.id && item.pause.is_zero())
+    );
+    let hold = hold(&creating);
+    b.step(Input::Created(hold, Ok(submission("s"))));
+    assert_eq!(starts(&b.step(Input::Recorded(hold, Some(Recorded::Won)))), 1);
+    assert!(
+        matches!(&b.step(Input::Started(hold, Ok(())))[..], [Effect::HandBack(item)] if item.job == creating.id)
+    );
+    assert_eq!(b.core.jobs(), 0);
+    assert_eq!(b.core.room(b.now.since_start, 0, 10), 0);
+}
+
+#[test]
+fn an_adopted_submission_is_watched_and_started_only_if_it_is_inert() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let mut job = b.job();
+    job.life.state = JobState::Pending;
+    job.life.submission = Some(submission("s"));
+    assert_eq!(b.grant(&job), []);
+    let hold = hold(&job);
+    assert_eq!(starts(&b.step(Input::Sighted(hold, Sighting::Inert))), 1);
+    b.step(Input::Started(hold, Ok(())));
+    assert_eq!(starts(&b.step(Input::Sighted(hold, Sighting::Inert))), 0, "a listing may lag behind a start");
+    b.now.since_start += Duration::from_secs(5);
+    assert_eq!(starts(&b.step(Input::Sighted(hold, Sighting::Inert))), 1);
+}
+
+#[test]
+fn a_doubled_grant_changes_nothing_and_an_answer_to_an_older_claim_falls_on_the_floor() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let mut job = b.job();
+    b.grant(&job);
+    assert_eq!(b.grant(&job), []);
+    assert_eq!(b.core.held(0), 1);
+    let old = hold(&job);
+    job.life.epoch = 2;
+    assert!(matches!(&b.grant(&job)[..], [Effect::Create(..)]));
+    assert_eq!(b.core.held(0), 1);
+    assert_eq!(b.step(Input::Created(old, Ok(submission("s")))), []);
+}
+
+#[test]
+fn an_attempt_that_went_to_somebody_else_is_dropped_and_never_forgotten_at_the_engine() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = b.running(&job);
+    b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Finished))));
+    assert_eq!(b.step(Input::Lost(job.id)), []);
+    assert_eq!(b.core.jobs(), 0);
+}
+
+#[test]
+fn creates_are_bounded_and_a_suspect_is_submitted_while_nothing_else_is() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let (one, two, mut suspect, three) = (b.job(), b.job(), b.job(), b.job());
+    suspect.life.fruitless_claims = SUSPECT_AFTER + 1;
+    let created = |effects: &[Effect]| effects.iter().filter(|e| matches!(e, Effect::Create(..))).count();
+    assert_eq!(created(&b.grant(&one)), 1);
+    assert_eq!(created(&b.grant(&two)), 1);
+    assert_eq!(created(&b.grant(&suspect)), 0);
+    assert_eq!(created(&b.grant(&three)), 0, "nothing passes a waiting suspect");
+    assert_eq!(created(&b.step(Input::Created(hold(&one), Ok(submission("1"))))), 0);
+    let effects = b.step(Input::Created(hold(&two), Ok(submission("2"))));
+    assert!(matches!(effects.last(), Some(Effect::Create(h, _)) if h.tag.job == suspect.id));
+    b.step(Input::Created(hold(&suspect), Ok(submission("3"))));
+    b.step(Input::Recorded(hold(&suspect), Some(Recorded::Won)));
+    let effects = b.step(Input::Started(hold(&suspect), Ok(())));
+    assert!(matches!(&effects[..], [Effect::Create(h, _)] if h.tag.job == three.id));
+}
+
+#[test]
+fn room_is_never_promised_twice() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    assert_eq!(b.core.reserve(Duration::ZERO, 0, 5, 3), 3);
+    assert_eq!(b.core.reserve(Duration::ZERO, 0, 5, 3), 2);
+    assert_eq!(b.core.reserve(Duration::ZERO, 0, 5, 3), 0);
+    let job = b.job();
+    b.grant(&job);
+    b.core.release(0, 3);
+    assert_eq!(b.core.held(0), 3);
+    assert_eq!(b.core.room(Duration::ZERO, 0, 5), 2);
+}

@@ -1,0 +1,343 @@
+//! The one loop that owns the core: messages in, effects out, ticks, polls and heartbeats in between.
+
+use super::{Worker, lease::Lease, perform::Performer};
+use crate::{
+    core::{Core, Effect, Fault, Hold, Input, Moment},
+    engine::{EngineError, Sighting},
+    regulator::{Answer, Load, Regulator},
+};
+use jobgate_shared::{
+    domain::{Job, Submission, SubmissionTag, WorkerId},
+    store::{Heartbeat, Pulse, StoreError},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Most messages taken at once.
+const MESSAGES: usize = 256;
+/// Most ends asked about in one heartbeat.
+const UNSETTLED: usize = 20_000;
+
+/// What reaches the loop.
+pub(super) enum Message {
+    /// How many jobs of a cluster could be claimed now?
+    Room { cluster: u16, reply: oneshot::Sender<u32> },
+    /// Promise room for a claim.
+    Reserve { cluster: u16, wanted: u32, reply: oneshot::Sender<u32> },
+    /// A claim was answered, for which room had been promised.
+    Claimed { cluster: u16, reserved: u32, jobs: Vec<Job> },
+    /// Jobs came by the worker's own queue, for which no room is asked.
+    Adopted(Vec<Job>),
+    /// Effects were answered, with how each call to the manager went.
+    Answered { cluster: u16, inputs: Vec<Input>, answers: Vec<Answer> },
+    /// Rows or logs answered.
+    Inputs(Vec<Input>),
+    /// A poll was answered.
+    Polled { cluster: u16, inputs: Vec<Input> },
+    /// A heartbeat was answered.
+    Heartbeat { sent: Instant, answer: Result<Heartbeat, StoreError> },
+    /// Send a heartbeat now: there is news.
+    Nudged,
+    /// How busy this machine is.
+    Load(Load),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Everything was given back.
+    Drained,
+    /// The lease ran out, or the store says so.
+    LeaseOver,
+}
+
+pub(super) struct Drive {
+    worker: Arc<Worker>,
+    id: WorkerId,
+    core: Core,
+    regulators: Vec<Box<dyn Regulator>>,
+    performer: Performer,
+    messages: mpsc::Receiver<Message>,
+    room: Arc<Notify>,
+    lease: Arc<Lease>,
+    taking: CancellationToken,
+    began: Instant,
+    load: Load,
+    /// When each cluster is polled next; `None` while a poll is out.
+    polls: Vec<Option<Instant>>,
+    next_heartbeat: Instant,
+    heartbeat_out: bool,
+    lease_over: bool,
+}
+
+impl Drive {
+    #[allow(clippy::too_many_arguments, reason = "the parts of a session, put together once")]
+    pub(super) fn new(
+        worker: &Arc<Worker>,
+        id: WorkerId,
+        core: Core,
+        regulators: Vec<Box<dyn Regulator>>,
+        performer: Performer,
+        messages: mpsc::Receiver<Message>,
+        room: Arc<Notify>,
+        lease: Arc<Lease>,
+        taking: CancellationToken,
+    ) -> Self {
+        let began = worker.clock.monotonic();
+        Self {
+            polls: vec![Some(began); worker.clusters.len()],
+            next_heartbeat: began + worker.timing.heartbeat,
+            worker: worker.clone(),
+            id,
+            core,
+            regulators,
+            performer,
+            messages,
+            room,
+            lease,
+            taking,
+            began,
+            load: Load::default(),
+            heartbeat_out: false,
+            lease_over: false,
+        }
+    }
+
+    pub(super) async fn run(mut self, shutdown: &CancellationToken) -> Ended {
+        let mut taken = Vec::with_capacity(MESSAGES);
+        let mut give_up = None;
+        loop {
+            if self.lease_over || !self.lease.holds() {
+                return Ended::LeaseOver;
+            }
+            if self.core.is_draining()
+                && (self.core.jobs() == 0 || give_up.is_some_and(|at| self.now() >= at))
+            {
+                self.performer.finish(self.worker.timing.drain).await;
+                return Ended::Drained;
+            }
+            let wake = self.next_wake(give_up);
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled(), if give_up.is_none() => {
+                    give_up = Some(self.now() + self.worker.timing.drain);
+                    self.taking.cancel();
+                    tracing::info!(worker = %self.id, jobs = self.core.jobs(), "draining");
+                    self.step(vec![Input::Drain]);
+                }
+                count = self.messages.recv_many(&mut taken, MESSAGES) => {
+                    if count == 0 {
+                        return Ended::LeaseOver;
+                    }
+                    for message in taken.drain(..) {
+                        self.take(message);
+                    }
+                }
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            self.on_time();
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.worker.clock.monotonic()
+    }
+
+    fn since_start(&self) -> Duration {
+        self.now().saturating_duration_since(self.began)
+    }
+
+    fn next_wake(&self, give_up: Option<Instant>) -> Instant {
+        let timer = self.core.next_timer().map(|at| self.began + at);
+        let polls = self.polls.iter().flatten().copied().filter(|_| self.core.jobs() > 0);
+        let heartbeat = (!self.heartbeat_out).then_some(self.next_heartbeat);
+        polls.chain(timer).chain(heartbeat).chain(give_up).fold(self.lease.until(), Instant::min)
+    }
+
+    /// What time alone brings: ticks, polls, heartbeats.
+    fn on_time(&mut self) {
+        let now = self.now();
+        if self.core.next_timer().is_some_and(|at| self.began + at <= now) {
+            self.step(vec![Input::Tick]);
+        }
+        for place in 0..self.polls.len() {
+            if self.core.jobs() > 0 && self.polls[place].is_some_and(|at| at <= now) {
+                self.poll(place);
+            }
+        }
+        if !self.heartbeat_out && self.next_heartbeat <= now {
+            self.beat();
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Room { cluster, reply } => {
+                let room = self.room_of(cluster);
+                // Nobody listens any more only when the intake is over.
+                reply.send(room).unwrap_or_default();
+            }
+            Message::Reserve { cluster, wanted, reply } => {
+                let (now, allowed) = (self.since_start(), self.allowed(cluster));
+                let granted = self.core.reserve(now, cluster, allowed, wanted);
+                if let Some(regulator) = self.regulators.get_mut(usize::from(cluster)) {
+                    regulator.claimed(now, granted);
+                }
+                if reply.send(granted).is_err() {
+                    self.core.release(cluster, granted);
+                }
+            }
+            Message::Claimed { cluster, reserved, jobs } => {
+                self.step(jobs.into_iter().map(|job| Input::Granted(Box::new(job))).collect());
+                self.core.release(cluster, reserved);
+            }
+            Message::Adopted(jobs) => {
+                metrics::counter!("jobgate_jobs_adopted_total").increment(jobs.len() as u64);
+                self.step(jobs.into_iter().map(|job| Input::Granted(Box::new(job))).collect());
+            }
+            Message::Answered { cluster, inputs, answers } => {
+                let now = self.since_start();
+                if let Some(regulator) = self.regulators.get_mut(usize::from(cluster)) {
+                    for answer in answers {
+                        regulator.answered(now, answer);
+                    }
+                }
+                self.step(inputs);
+            }
+            Message::Inputs(inputs) => self.step(inputs),
+            Message::Polled { cluster, inputs } => {
+                let place = usize::from(cluster);
+                self.polls[place] =
+                    Some(self.now() + self.worker.clusters[place].engine.capabilities().poll_interval);
+                self.step(inputs);
+            }
+            Message::Heartbeat { sent, answer } => self.heartbeat(sent, answer),
+            Message::Nudged => self.next_heartbeat = self.now(),
+            Message::Load(load) => self.load = load,
+        }
+    }
+
+    fn allowed(&mut self, cluster: u16) -> u32 {
+        let (now, held, load) = (self.since_start(), self.core.held(cluster), self.load);
+        self.regulators.get_mut(usize::from(cluster)).map_or(0, |r| r.allowed(now, held, load))
+    }
+
+    fn room_of(&mut self, cluster: u16) -> u32 {
+        let (now, allowed) = (self.since_start(), self.allowed(cluster));
+        self.core.room(now, cluster, allowed)
+    }
+
+    fn step(&mut self, inputs: Vec<Input>) {
+        let held: u32 =
+            (0..self.regulators.len()).filter_map(|c| u16::try_from(c).ok()).map(|c| self.core.held(c)).sum();
+        let mut effects: Vec<Effect> = Vec::new();
+        let now = Moment { since_start: self.since_start(), wall: self.worker.clock.now() };
+        for input in inputs {
+            self.core.step(now, input, &mut effects);
+        }
+        self.performer.perform(effects);
+        let holds: u32 =
+            (0..self.regulators.len()).filter_map(|c| u16::try_from(c).ok()).map(|c| self.core.held(c)).sum();
+        if holds < held {
+            self.room.notify_waiters();
+        }
+    }
+
+    /// One look at everything this worker watches in one cluster.
+    fn poll(&mut self, place: usize) {
+        let Ok(cluster) = u16::try_from(place) else { return };
+        let watched = self.core.watched(cluster);
+        let engine = self.worker.clusters[place].engine.clone();
+        if watched.is_empty() {
+            self.polls[place] = Some(self.now() + engine.capabilities().poll_interval);
+            return;
+        }
+        self.polls[place] = None;
+        let name = self.worker.clusters[place].name.to_string();
+        self.performer.run(async move {
+            let asked: Vec<(SubmissionTag, Submission)> =
+                watched.iter().map(|(hold, submission)| (hold.tag, submission.clone())).collect();
+            let began = Instant::now();
+            let answer = engine.poll(&asked).await;
+            metrics::histogram!("jobgate_poll_seconds", "cluster" => name.clone()).record(began.elapsed().as_secs_f64());
+            let outcome = if answer.is_ok() { "answered" } else { "away" };
+            metrics::counter!("jobgate_rm_calls_total", "cluster" => name, "call" => "poll", "outcome" => outcome)
+                .increment(1);
+            Message::Polled { cluster, inputs: sightings(cluster, &watched, answer) }
+        });
+    }
+
+    fn beat(&mut self) {
+        self.heartbeat_out = true;
+        let mut unsettled = self.core.unsettled();
+        unsettled.truncate(UNSETTLED);
+        let pulse = Pulse {
+            ttl: self.worker.timing.lease,
+            jobs: u32::try_from(self.core.jobs()).unwrap_or(u32::MAX),
+            draining: self.core.is_draining(),
+            parked: self.core.parked(),
+            unsettled,
+        };
+        metrics::gauge!("jobgate_worker_jobs").set(f64::from(pulse.jobs));
+        let (leases, id, patience) = (self.worker.leases.clone(), self.id, self.worker.timing.lease / 2);
+        self.performer.run(async move {
+            let sent = Instant::now();
+            let answer = tokio::time::timeout(patience, leases.heartbeat(id, &pulse)).await;
+            let answer = answer
+                .unwrap_or_else(|_| Err(StoreError::Away(anyhow::anyhow!("no answer in {patience:?}"))));
+            Message::Heartbeat { sent, answer }
+        });
+    }
+
+    fn heartbeat(&mut self, sent: Instant, answer: Result<Heartbeat, StoreError>) {
+        self.heartbeat_out = false;
+        match answer {
+            Ok(Heartbeat::Renewed { cancel, settled, lost }) => {
+                self.lease.renewed(sent);
+                // A nudge that came while this one was out asks for another at once.
+                self.next_heartbeat = self.next_heartbeat.max(sent + self.worker.timing.heartbeat);
+                let cancel = cancel.into_iter().map(Input::CancelRequested);
+                let news = cancel
+                    .chain(settled.into_iter().map(Input::Settled))
+                    .chain(lost.into_iter().map(Input::Lost));
+                self.step(news.collect());
+            }
+            Ok(Heartbeat::Expired) => self.lease_over = true,
+            Err(error) => {
+                self.next_heartbeat = self.now() + self.worker.timing.heartbeat / 4;
+                tracing::warn!(worker = %self.id, error = format!("{:#}", anyhow::Error::new(error)), "heartbeat not answered");
+            }
+        }
+    }
+}
+
+fn sightings(
+    cluster: u16,
+    watched: &[(Hold, Submission)],
+    answer: Result<Vec<Sighting>, EngineError>,
+) -> Vec<Input> {
+    match answer {
+        Ok(seen) => {
+            let seen = watched.iter().zip(seen).map(|((hold, _), sighting)| Input::Sighted(*hold, sighting));
+            std::iter::once(Input::Polled(cluster, Ok(()))).chain(seen).collect()
+        }
+        Err(error) => {
+            // An outage of the manager never ends a job; it only parks the cluster.
+            let (Fault::Away(why) | Fault::Refused(why)) = Fault::from(error);
+            vec![Input::Polled(cluster, Err(why))]
+        }
+    }
+}
+
+impl From<EngineError> for Fault {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Away(source) => Self::Away(format!("{source:#}")),
+            EngineError::Refused(why) => Self::Refused(why),
+        }
+    }
+}

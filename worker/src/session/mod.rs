@@ -1,0 +1,202 @@
+//! The loops around the core: they perform what it says and bring it what happened, and decide nothing.
+//!
+//! One *session* is one registered identity: it ends when its lease does, or when the worker is told to stop. A session
+//! that ends drops everything it held; whatever of it is still in flight is a zombie's, and the protocol allows for that.
+
+mod drive;
+mod intake;
+mod lease;
+mod load;
+mod perform;
+mod publish;
+mod ship;
+mod sweep;
+
+use crate::{
+    core::{Core, Serving},
+    engine::Engine,
+    regulator::{Regulator, RegulatorConfig},
+};
+use drive::{Drive, Ended};
+use jobgate_shared::{
+    broker::Broker,
+    clock::Clock,
+    domain::{ClusterName, WorkerId},
+    logs::LogStore,
+    retry::Delays,
+    store::{Leases, Worker as Registration, WorkerCluster},
+    supervise::Tasks,
+};
+use lease::Lease;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// One cluster a worker serves.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// Its name.
+    pub name: ClusterName,
+    /// What submits to it.
+    pub engine: Arc<dyn Engine>,
+    /// How much is taken on.
+    pub regulator: RegulatorConfig,
+    /// How many creates and starts may be out at once.
+    pub max_calls: usize,
+    /// How long the manager must keep not knowing a submission before it is `LOST`.
+    pub lost_after: Duration,
+}
+
+/// The times a worker lives by.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// How long the lease runs from each heartbeat. A dead worker's jobs wait so long.
+    pub lease: Duration,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// How long a drain waits for answers that are out.
+    pub drain: Duration,
+    /// Between two looks at logs that grow.
+    pub ship: Duration,
+    /// Between two sweeps of inert leftovers.
+    pub sweep: Duration,
+    /// How old an inert submission must be before a sweep asks about it.
+    pub sweep_older_than: Duration,
+    /// How long the broker may be away before events go straight to the rows.
+    pub broker_patience: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(3),
+            drain: Duration::from_secs(10),
+            ship: Duration::from_millis(500),
+            sweep: Duration::from_mins(5),
+            sweep_older_than: Duration::from_mins(10),
+            broker_patience: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What a worker is made of.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// Its door to the rows.
+    pub leases: Arc<dyn Leases>,
+    /// Its bells.
+    pub broker: Arc<dyn Broker>,
+    /// Its time.
+    pub clock: Arc<dyn Clock>,
+    /// Where logs are shipped to.
+    pub logs: Arc<LogStore>,
+    /// What it serves.
+    pub clusters: Vec<Served>,
+    /// The times it lives by.
+    pub timing: Timing,
+    /// Where it runs, for people.
+    pub host: String,
+}
+
+impl Worker {
+    /// Works until `shutdown`, then drains. An identity whose lease ended is followed by a new one.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let worker = Arc::new(self);
+        while let Some((id, lease)) = shutdown.run_until_cancelled(worker.register()).await {
+            match worker.session(id, lease, &shutdown).await {
+                Ended::Drained => break,
+                Ended::LeaseOver => {
+                    metrics::counter!("jobgate_worker_leases_lost_total").increment(1);
+                    tracing::error!(worker = %id, "the lease ran out; what was held is dropped and a new identity begins");
+                }
+            }
+        }
+    }
+
+    /// Registers a new identity, however long the store takes to be there.
+    async fn register(&self) -> (WorkerId, Arc<Lease>) {
+        let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let (id, sent) = (WorkerId::generate(), self.clock.monotonic());
+            match self.leases.register(&self.registration(id), self.timing.lease).await {
+                Ok(()) => {
+                    tracing::info!(worker = %id, clusters = self.clusters.len(), "worker registered");
+                    return (id, Arc::new(Lease::new(sent, self.timing.lease)));
+                }
+                Err(error) => {
+                    tracing::warn!(worker = %id, error = format!("{:#}", anyhow::Error::new(error)), "cannot register; trying again");
+                    tokio::time::sleep(delays.next_delay()).await;
+                }
+            }
+        }
+    }
+
+    async fn session(
+        self: &Arc<Self>,
+        id: WorkerId,
+        lease: Arc<Lease>,
+        shutdown: &CancellationToken,
+    ) -> Ended {
+        let serving = self.clusters.iter().map(|c| Serving {
+            cluster: c.name.clone(),
+            capabilities: c.engine.capabilities(),
+            max_creates: c.max_calls,
+            lost_after: c.lost_after,
+        });
+        let core = Core::new(id, serving.collect());
+        let regulators: Vec<Box<dyn Regulator>> = self.clusters.iter().map(|c| c.regulator.build()).collect();
+        let (inbox, messages) = mpsc::channel(1024);
+        let tasks = Tasks::new(CancellationToken::new());
+        let room = Arc::new(tokio::sync::Notify::new());
+        let taking = lease.over().child_token();
+        let intakes = intake::Intakes {
+            worker: self.clone(),
+            id,
+            inbox: inbox.clone(),
+            room: room.clone(),
+            lease: lease.clone(),
+            taking: taking.clone(),
+        };
+        intakes.spawn(&tasks);
+        drop(intakes);
+        load::spawn(&tasks, self, &inbox, &lease);
+        sweep::spawn(&tasks, self, &lease);
+        let performer = perform::Performer::spawn(self, id, &inbox, &lease);
+        drop(inbox);
+        let drive = Drive::new(self, id, core, regulators, performer, messages, room, lease.clone(), taking);
+        let ended = drive.run(shutdown).await;
+        // Whatever still waits for something waits in vain: the identity is over.
+        lease.end();
+        tasks.stop().await;
+        if matches!(ended, Ended::Drained)
+            && let Err(error) = self.leases.deregister(id).await
+        {
+            tracing::warn!(worker = %id, error = format!("{:#}", anyhow::Error::new(error)), "cannot deregister; the lease will run out by itself");
+        }
+        ended
+    }
+
+    fn registration(&self, id: WorkerId) -> Registration {
+        let now = self.clock.now();
+        Registration {
+            id,
+            host: self.host.clone(),
+            clusters: self.served(),
+            registered_at: now,
+            expires_at: now,
+            alive: true,
+            draining: false,
+            jobs: 0,
+        }
+    }
+
+    fn served(&self) -> Vec<WorkerCluster> {
+        let cluster = |c: &Served| WorkerCluster {
+            name: c.name.clone(),
+            reach: c.engine.capabilities().reach,
+            parked: None,
+        };
+        self.clusters.iter().map(cluster).collect()
+    }
+}

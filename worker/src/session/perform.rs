@@ -1,0 +1,283 @@
+//! Performs effects: calls to resource managers bounded per cluster, rows in batches that form while one is in flight.
+//!
+//! Every engine effect is tried once and its answer goes back to the core; a create or start is not even tried once the
+//! lease is over. Channels here are unbounded and yet bounded: each holds at most a few entries per job in hand.
+
+use super::{Served, Worker, drive::Message, lease::Lease, publish, ship};
+use crate::{
+    core::{Effect, Fault, Hold, Input},
+    engine::{EngineResult, ToCreate},
+    regulator::Answer,
+};
+use futures::{StreamExt as _, stream};
+use jobgate_shared::{
+    domain::{StatusEvent, Submission, WorkerId},
+    retry::Delays,
+    store::{ToHandBack, ToRecord},
+    supervise::Tasks,
+};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Most records in one statement.
+const MAX_RECORD: usize = 1000;
+/// Most answers sent to the loop at once.
+const ANSWERS: usize = 256;
+
+/// One call to a resource manager.
+enum Call {
+    Create(Box<ToCreate>),
+    Start(Submission),
+    Cancel(Submission),
+    Discard(Option<Submission>),
+    Forget(Submission),
+}
+
+impl Call {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "create",
+            Self::Start(_) => "start",
+            Self::Cancel(_) => "cancel",
+            Self::Discard(_) => "discard",
+            Self::Forget(_) => "forget",
+        }
+    }
+}
+
+/// The performing half of a session.
+pub(super) struct Performer {
+    served: Vec<Arc<Served>>,
+    slots: Vec<Arc<Semaphore>>,
+    inbox: mpsc::Sender<Message>,
+    lease: Arc<Lease>,
+    tasks: Tasks,
+    records: mpsc::UnboundedSender<(Hold, ToRecord)>,
+    events: mpsc::UnboundedSender<StatusEvent>,
+    returns: mpsc::UnboundedSender<ToHandBack>,
+    logs: mpsc::UnboundedSender<ship::Order>,
+}
+
+impl Performer {
+    pub(super) fn spawn(
+        worker: &Arc<Worker>,
+        id: WorkerId,
+        inbox: &mpsc::Sender<Message>,
+        lease: &Arc<Lease>,
+    ) -> Self {
+        let tasks = Tasks::new(CancellationToken::new());
+        let (records, to_record) = mpsc::unbounded_channel();
+        let (events, to_publish) = mpsc::unbounded_channel();
+        let (returns, to_return) = mpsc::unbounded_channel();
+        let (logs, to_ship) = mpsc::unbounded_channel();
+        tasks.spawn("record", record(worker.clone(), to_record, inbox.clone()));
+        tasks.spawn("publish", publish::run(worker.clone(), to_publish));
+        tasks.spawn("hand-back", hand_back(worker.clone(), id, to_return, lease.clone()));
+        tasks.spawn("ship-logs", ship::run(worker.clone(), to_ship, inbox.clone(), lease.clone()));
+        let served: Vec<_> = worker.clusters.iter().cloned().map(Arc::new).collect();
+        let slots = served.iter().map(|c| Arc::new(Semaphore::new(c.max_calls))).collect();
+        Self {
+            served,
+            slots,
+            inbox: inbox.clone(),
+            lease: lease.clone(),
+            tasks,
+            records,
+            events,
+            returns,
+            logs,
+        }
+    }
+
+    /// Begins every effect; answers come back as messages.
+    pub(super) fn perform(&self, effects: Vec<Effect>) {
+        let mut calls: BTreeMap<u16, Vec<(Hold, Call)>> = BTreeMap::new();
+        let mut call = |hold: Hold, call| calls.entry(hold.cluster).or_default().push((hold, call));
+        for effect in effects {
+            // A send fails only when its task has ended, and then the session has too.
+            match effect {
+                Effect::Create(hold, job) => call(hold, Call::Create(job)),
+                Effect::Start(hold, submission) => call(hold, Call::Start(submission)),
+                Effect::Cancel(hold, submission) => call(hold, Call::Cancel(submission)),
+                Effect::Discard(hold, submission) => call(hold, Call::Discard(submission)),
+                Effect::Forget(hold, submission) => call(hold, Call::Forget(submission)),
+                Effect::Record(hold, item) => self.records.send((hold, item)).unwrap_or_default(),
+                Effect::Publish(event) => {
+                    if matches!(event.observation, jobgate_shared::domain::Observation::Ended { .. }) {
+                        self.logs.send(ship::Order::Look(event.job)).unwrap_or_default();
+                    }
+                    self.events.send(event).unwrap_or_default();
+                }
+                Effect::HandBack(item) => {
+                    self.logs.send(ship::Order::Stop(item.job)).unwrap_or_default();
+                    self.returns.send(item).unwrap_or_default();
+                }
+                Effect::ShipLogs(hold, submission) => {
+                    self.logs.send(ship::Order::Begin(hold, submission)).unwrap_or_default();
+                }
+            }
+        }
+        for (cluster, calls) in calls {
+            self.call(cluster, calls);
+        }
+    }
+
+    /// Runs something whose outcome is one message.
+    pub(super) fn run(&self, work: impl Future<Output = Message> + Send + 'static) {
+        let inbox = self.inbox.clone();
+        self.tasks.spawn("call", async move {
+            let message = work.await;
+            inbox.send(message).await.unwrap_or_default();
+        });
+    }
+
+    /// Lets what has been begun come to its end, for so long.
+    pub(super) async fn finish(self, patience: Duration) {
+        let Self { tasks, records, events, returns, logs, .. } = self;
+        drop((records, events, returns, logs));
+        if tokio::time::timeout(patience, tasks.wait()).await.is_err() {
+            tracing::warn!(
+                "some effects of a drain were not answered in time; adopters will find what they did"
+            );
+        }
+    }
+
+    fn call(&self, cluster: u16, calls: Vec<(Hold, Call)>) {
+        let place = usize::from(cluster);
+        let (served, slots) = (self.served[place].clone(), self.slots[place].clone());
+        let (inbox, lease) = (self.inbox.clone(), self.lease.clone());
+        self.tasks.spawn("rm-calls", async move {
+            let width = served.max_calls;
+            let answered =
+                stream::iter(calls).map(|(hold, call)| one_call(&served, &slots, &lease, hold, call));
+            let mut chunks = answered.buffer_unordered(width).ready_chunks(ANSWERS);
+            while let Some(chunk) = chunks.next().await {
+                let (inputs, answers): (Vec<_>, Vec<_>) = chunk.into_iter().flatten().unzip();
+                let inputs = inputs.into_iter().flatten().collect();
+                if inbox.send(Message::Answered { cluster, inputs, answers }).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Makes one call when its turn comes; `None` when it must not be made any more.
+async fn one_call(
+    served: &Served,
+    slots: &Semaphore,
+    lease: &Lease,
+    hold: Hold,
+    call: Call,
+) -> Option<(Option<Input>, Answer)> {
+    let _slot = slots.acquire().await.ok()?;
+    if !lease.holds() {
+        return None;
+    }
+    let (engine, tag, name, began) = (&served.engine, hold.tag, call.name(), Instant::now());
+    let (answered, input) = match call {
+        Call::Create(job) => {
+            let answer = engine.create(&job).await;
+            (went(&answer), Some(Input::Created(hold, answer.map_err(Fault::from))))
+        }
+        Call::Start(submission) => {
+            let answer = engine.start(tag, &submission).await;
+            (went(&answer), Some(Input::Started(hold, answer.map_err(Fault::from))))
+        }
+        Call::Cancel(submission) => {
+            let answer = engine.cancel(tag, &submission).await;
+            (went(&answer), Some(Input::CancelTaken(hold, answer.map_err(Fault::from))))
+        }
+        Call::Discard(submission) => {
+            let answer = engine.discard(tag, submission.as_ref()).await;
+            (went(&answer), Some(Input::Discarded(hold, answer.map_err(Fault::from))))
+        }
+        Call::Forget(submission) => {
+            let answer = engine.forget(tag, &submission).await;
+            if let Err(error) = &answer {
+                // What is left behind is inert and old: nothing depends on it.
+                tracing::debug!(job = %tag.job, cluster = %served.name, %error, "the engine could not forget a submission");
+            }
+            (went(&answer), None)
+        }
+    };
+    let took = began.elapsed();
+    let outcome = if answered { "answered" } else { "away" };
+    let cluster = served.name.to_string();
+    metrics::histogram!("jobgate_rm_call_seconds", "cluster" => cluster.clone(), "call" => name)
+        .record(took.as_secs_f64());
+    metrics::counter!("jobgate_rm_calls_total", "cluster" => cluster, "call" => name, "outcome" => outcome)
+        .increment(1);
+    Some((input, Answer { took, answered }))
+}
+
+/// The manager answered, be it with a refusal.
+fn went<T>(answer: &EngineResult<T>) -> bool {
+    !matches!(answer, Err(crate::engine::EngineError::Away(_)))
+}
+
+/// Records what was created, as many at once as wait.
+async fn record(
+    worker: Arc<Worker>,
+    mut waiting: mpsc::UnboundedReceiver<(Hold, ToRecord)>,
+    inbox: mpsc::Sender<Message>,
+) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, MAX_RECORD).await > 0 {
+        let (holds, items): (Vec<Hold>, Vec<ToRecord>) = batch.drain(..).unzip();
+        let began = Instant::now();
+        let inputs = match worker.leases.record(&items).await {
+            Ok(outcomes) => {
+                metrics::histogram!("jobgate_record_submission_seconds")
+                    .record(began.elapsed().as_secs_f64());
+                holds
+                    .into_iter()
+                    .zip(outcomes)
+                    .map(|(hold, outcome)| Input::Recorded(hold, Some(outcome)))
+                    .collect()
+            }
+            Err(error) => {
+                tracing::warn!(
+                    jobs = items.len(),
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "submissions not recorded; trying again"
+                );
+                holds.into_iter().map(|hold| Input::Recorded(hold, None)).collect()
+            }
+        };
+        if inbox.send(Message::Inputs(inputs)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Gives jobs up, as many at once as wait; tries again until the lease is over (then they are anybody's anyway).
+async fn hand_back(
+    worker: Arc<Worker>,
+    id: WorkerId,
+    mut waiting: mpsc::UnboundedReceiver<ToHandBack>,
+    lease: Arc<Lease>,
+) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, MAX_RECORD).await > 0 {
+        let mut delays = Delays::network();
+        while lease.holds() {
+            match worker.leases.hand_back(id, &batch).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(
+                        jobs = batch.len(),
+                        error = format!("{:#}", anyhow::Error::new(error)),
+                        "jobs not handed back; trying again"
+                    );
+                    tokio::time::sleep(delays.next_delay()).await;
+                }
+            }
+        }
+        batch.clear();
+    }
+}

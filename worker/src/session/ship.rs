@@ -1,0 +1,141 @@
+//! Ships what jobs print to the log store, as it grows, so that any API instance can serve it. A job's end never waits
+//! for its logs; only what the engine keeps of it does.
+
+use super::{Worker, drive::Message, lease::Lease};
+use crate::core::{Hold, Input};
+use futures::{StreamExt as _, stream};
+use jobgate_shared::{
+    domain::{JobId, Submission},
+    logs::LogStream,
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{sync::mpsc, time::Instant};
+
+/// Most bytes read at once.
+const CHUNK: usize = 256 * 1024;
+/// Jobs looked at side by side.
+const WIDTH: usize = 8;
+/// A quiet log is looked at ever more rarely, up to so many intervals apart.
+const RAREST: u32 = 8;
+
+/// What the shipper is told.
+pub(super) enum Order {
+    /// Ship this one's logs from now on.
+    Begin(Hold, Submission),
+    /// It ended: look now.
+    Look(JobId),
+    /// It is somebody else's now.
+    Stop(JobId),
+}
+
+/// One job's logs under way.
+struct Shipment {
+    hold: Hold,
+    submission: Submission,
+    offsets: [Option<u64>; 2],
+    done: [bool; 2],
+    look_at: Instant,
+    quiet: u32,
+}
+
+/// Ships until the channel closes or the lease is over.
+pub(super) async fn run(
+    worker: Arc<Worker>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    inbox: mpsc::Sender<Message>,
+    lease: Arc<Lease>,
+) {
+    let mut shipments: BTreeMap<JobId, Shipment> = BTreeMap::new();
+    let every = worker.timing.ship;
+    loop {
+        let next = shipments.values().map(|s| s.look_at).min();
+        let due = next.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
+        tokio::select! {
+            order = orders.recv() => match order {
+                None => return,
+                Some(Order::Begin(hold, submission)) => {
+                    let (offsets, done, look_at, quiet) = ([None; 2], [false; 2], Instant::now() + every, 0);
+                    shipments.insert(hold.tag.job, Shipment { hold, submission, offsets, done, look_at, quiet });
+                }
+                Some(Order::Look(job)) => {
+                    if let Some(shipment) = shipments.get_mut(&job) {
+                        shipment.look_at = Instant::now();
+                    }
+                }
+                Some(Order::Stop(job)) => drop(shipments.remove(&job)),
+            },
+            () = lease.over().cancelled() => return,
+            () = tokio::time::sleep_until(due), if next.is_some() => {
+                let now = Instant::now();
+                let ready: Vec<JobId> =
+                    shipments.iter().filter(|(_, s)| s.look_at <= now).map(|(job, _)| *job).collect();
+                let looked = ready.into_iter().filter_map(|job| shipments.remove(&job));
+                let looked: Vec<Shipment> =
+                    stream::iter(looked).map(|s| look(&worker, s)).buffer_unordered(WIDTH).collect().await;
+                let mut shipped = Vec::new();
+                for mut shipment in looked {
+                    if shipment.done == [true; 2] {
+                        shipped.push(Input::LogsShipped(shipment.hold));
+                    } else {
+                        shipment.look_at = Instant::now() + every * shipment.quiet.clamp(1, RAREST);
+                        shipments.insert(shipment.hold.tag.job, shipment);
+                    }
+                }
+                if !shipped.is_empty() && inbox.send(Message::Inputs(shipped)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Ships what has grown since the last look.
+async fn look(worker: &Worker, mut shipment: Shipment) -> Shipment {
+    let mut grew = false;
+    for (place, stream) in LogStream::ALL.into_iter().enumerate() {
+        if shipment.done[place] {
+            continue;
+        }
+        match ship(worker, &mut shipment, place, stream).await {
+            Ok(shipped) => grew |= shipped,
+            Err(error) => {
+                tracing::warn!(job = %shipment.hold.tag.job, stream = stream.as_str(), error = format!("{error:#}"), "logs not shipped; trying again");
+                metrics::counter!("jobgate_log_ship_errors_total").increment(1);
+            }
+        }
+    }
+    shipment.quiet = if grew { 0 } else { shipment.quiet.saturating_add(1) };
+    shipment
+}
+
+async fn ship(
+    worker: &Worker,
+    shipment: &mut Shipment,
+    place: usize,
+    stream: LogStream,
+) -> anyhow::Result<bool> {
+    let (tag, logs) = (shipment.hold.tag, &worker.logs);
+    let engine = &worker.clusters[usize::from(shipment.hold.cluster)].engine;
+    let mut offset = match shipment.offsets[place] {
+        Some(offset) => offset,
+        // Whoever had it before may have shipped some already.
+        None => logs.resume(tag.job, tag.attempt, stream).await?,
+    };
+    let mut grew = false;
+    loop {
+        let chunk = engine.read_log(tag, &shipment.submission, stream, offset, CHUNK).await?;
+        if !chunk.bytes.is_empty() {
+            metrics::counter!("jobgate_log_bytes_total").increment(chunk.bytes.len() as u64);
+            offset = logs.append(tag.job, tag.attempt, stream, offset, chunk.bytes).await?;
+            shipment.offsets[place] = Some(offset);
+            grew = true;
+        } else if !chunk.last {
+            return Ok(grew);
+        }
+        if chunk.last {
+            logs.finish(tag.job, tag.attempt, stream, offset).await?;
+            shipment.done[place] = true;
+            return Ok(true);
+        }
+    }
+}
