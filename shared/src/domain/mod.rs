@@ -2,10 +2,16 @@
 //!
 //! Pure values and functions. Nothing here does I/O, reads a clock or knows a table, a queue or a resource manager.
 
+#[cfg(test)]
+mod diagram;
 mod event;
+#[cfg(test)]
+mod every_fact;
 mod history;
 mod ids;
 mod job;
+#[cfg(test)]
+mod samples;
 mod spec;
 mod state;
 mod transition;

@@ -145,7 +145,7 @@ pub struct Change {
     pub entry: HistoryEntry,
     /// It is no step of the happy path, so it must be stored as history.
     pub deviates: bool,
-    /// Happy-path times that the new life no longer holds.
+    /// Happy-path times, when the new life no longer holds them or no longer tells whose they are.
     pub times: Option<AttemptTimes>,
 }
 
@@ -219,7 +219,8 @@ fn claim(
             "given up: {} claims ended without a submission, the last of them alone",
             life.fruitless_claims
         );
-        return end(life, JobState::Failed, Some(reason), None, &by_worker(worker), now);
+        let to = if life.cancel_requested { JobState::Canceled } else { JobState::Failed };
+        return end(life, to, Some(reason), None, &by_worker(worker), now);
     }
     if unrecorded && life.fruitless_claims >= SUSPECT_AFTER && !alone {
         return Outcome::Refused(Refusal::Suspect);
@@ -337,8 +338,11 @@ fn apply(
         Observation::Running { since, reason } if recorded.is_some() => {
             advance(life, JobState::Running, Some(since.unwrap_or(event.at)), reason.as_ref(), event, &by)
         }
-        // Nothing recorded means nothing can be waiting or running.
+        // Nothing recorded means nothing can be waiting or running, or can have run.
         Observation::Pending { .. } | Observation::Running { .. } => Outcome::Stale,
+        Observation::Ended { ending: Ending::Finished | Ending::TimedOut, .. } if recorded.is_none() => {
+            Outcome::Stale
+        }
         // Only who holds the job now may say that it is gone, or that it could never be submitted.
         Observation::Ended { ending: Ending::Lost, .. } if !current => Outcome::Stale,
         Observation::Ended { .. } if recorded.is_none() && !current => Outcome::Stale,
@@ -452,13 +456,7 @@ fn obey(life: &Life, command: Command, by: &str, now: DateTime<Utc>) -> Outcome 
             Outcome::Refused(Refusal::FinishedWell)
         }
         (Command::Retry, Phase::Ended) => {
-            let mut next = next_attempt(life, now);
-            next.cancel_requested = false;
-            let mut outcome = advanced(life, next, Some("retried by hand".to_owned()), by, now, true);
-            if let Outcome::Advanced { change, .. } = &mut outcome {
-                change.times = Some(AttemptTimes::from(life));
-            }
-            outcome
+            advanced(life, next_attempt(life, now), Some("retried by hand".to_owned()), by, now, true)
         }
         (Command::Retry, Phase::Waiting | Phase::Claimed | Phase::Pending | Phase::Running) => {
             Outcome::Refused(Refusal::NotEnded)
@@ -535,9 +533,9 @@ fn advanced(
         reason,
         by: (!by.is_empty()).then(|| by.to_owned()),
     };
-    // Handed back: the claim's time leaves the row, so history must keep it.
-    let erased = before.claimed_at.is_some() && next.claimed_at.is_none();
-    let times = erased.then(|| AttemptTimes::from(before));
+    // The row is about to forget who had the job, or even when: history must keep it.
+    let forgets = next.claimed_at.is_none() || next.owner != before.owner;
+    let times = (before.claimed_at.is_some() && forgets).then(|| AttemptTimes::from(before));
     Outcome::Advanced { life: Box::new(next), change: Change { entry, deviates, times } }
 }
 
