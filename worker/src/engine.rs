@@ -146,7 +146,13 @@ pub trait Engine: Send + Sync + Debug {
     /// Inert submissions of ours the manager has had for at least `older_than`, for the sweep to judge.
     async fn inert(&self, older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>>;
 
-    /// Up to `limit` bytes of a stream, from `offset`.
+    /// Submissions of ours that ended at least `older_than` ago and were never forgotten: their worker died between their
+    /// end and the last of their logs. Engines that keep nothing have none.
+    async fn ended(&self, _older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>> {
+        Ok(Vec::new())
+    }
+
+    /// Up to `limit` bytes of a stream, from `offset`. Of a forgotten submission: `Refused`.
     async fn read_log(
         &self,
         tag: SubmissionTag,

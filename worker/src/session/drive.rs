@@ -273,6 +273,8 @@ impl Drive {
 
     fn beat(&mut self) {
         self.heartbeat_out = true;
+        // A nudge that comes while this one is out moves the next one forward again.
+        self.next_heartbeat = self.now() + self.worker.timing.heartbeat;
         let mut unsettled = self.core.unsettled();
         unsettled.truncate(UNSETTLED);
         let pulse = Pulse {
@@ -298,8 +300,6 @@ impl Drive {
         match answer {
             Ok(Heartbeat::Renewed { cancel, settled, lost }) => {
                 self.lease.renewed(sent);
-                // A nudge that came while this one was out asks for another at once.
-                self.next_heartbeat = self.next_heartbeat.max(sent + self.worker.timing.heartbeat);
                 let cancel = cancel.into_iter().map(Input::CancelRequested);
                 let news = cancel
                     .chain(settled.into_iter().map(Input::Settled))

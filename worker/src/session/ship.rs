@@ -2,10 +2,14 @@
 //! for its logs; only what the engine keeps of it does.
 
 use super::{Worker, drive::Message, lease::Lease};
-use crate::core::{Hold, Input};
+use crate::{
+    core::{Hold, Input},
+    engine::{Engine, EngineError, LogChunk},
+};
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use jobgate_shared::{
-    domain::{JobId, Submission},
+    domain::{JobId, Submission, SubmissionTag},
     logs::LogStream,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -114,28 +118,55 @@ async fn ship(
     place: usize,
     stream: LogStream,
 ) -> anyhow::Result<bool> {
-    let (tag, logs) = (shipment.hold.tag, &worker.logs);
     let engine = &worker.clusters[usize::from(shipment.hold.cluster)].engine;
-    let mut offset = match shipment.offsets[place] {
+    let from = shipment.offsets[place];
+    let (tag, submission) = (shipment.hold.tag, &shipment.submission);
+    let shipped = ship_stream(worker, engine.as_ref(), tag, submission, stream, from).await?;
+    shipment.offsets[place] = Some(shipped.to);
+    shipment.done[place] = shipped.done;
+    Ok(shipped.done || from != Some(shipped.to))
+}
+
+/// How far a stream has been shipped.
+pub(super) struct Shipped {
+    to: u64,
+    /// To its end, and the end is marked.
+    pub(super) done: bool,
+}
+
+/// Ships what a stream holds behind `from`, or behind what the log store holds already.
+pub(super) async fn ship_stream(
+    worker: &Worker,
+    engine: &dyn Engine,
+    tag: SubmissionTag,
+    submission: &Submission,
+    stream: LogStream,
+    from: Option<u64>,
+) -> anyhow::Result<Shipped> {
+    let logs = &worker.logs;
+    let mut to = match from {
         Some(offset) => offset,
         // Whoever had it before may have shipped some already.
         None => logs.resume(tag.job, tag.attempt, stream).await?,
     };
-    let mut grew = false;
     loop {
-        let chunk = engine.read_log(tag, &shipment.submission, stream, offset, CHUNK).await?;
-        if !chunk.bytes.is_empty() {
+        let chunk = match engine.read_log(tag, submission, stream, to, CHUNK).await {
+            Ok(chunk) => chunk,
+            // Forgotten already: whoever shares this reach shipped it to its end before letting it go.
+            Err(EngineError::Refused(_)) => LogChunk { bytes: Bytes::new(), last: true },
+            Err(error) => return Err(error.into()),
+        };
+        let grew = !chunk.bytes.is_empty();
+        if grew {
             metrics::counter!("jobgate_log_bytes_total").increment(chunk.bytes.len() as u64);
-            offset = logs.append(tag.job, tag.attempt, stream, offset, chunk.bytes).await?;
-            shipment.offsets[place] = Some(offset);
-            grew = true;
-        } else if !chunk.last {
-            return Ok(grew);
+            to = logs.append(tag.job, tag.attempt, stream, to, chunk.bytes).await?;
         }
         if chunk.last {
-            logs.finish(tag.job, tag.attempt, stream, offset).await?;
-            shipment.done[place] = true;
-            return Ok(true);
+            logs.finish(tag.job, tag.attempt, stream, to).await?;
+            return Ok(Shipped { to, done: true });
+        }
+        if !grew {
+            return Ok(Shipped { to, done: false });
         }
     }
 }

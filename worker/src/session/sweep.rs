@@ -1,21 +1,29 @@
-//! Removes inert submissions no row records: what a crash between create and record leaves behind.
+//! Cleans up after crashes: inert submissions no row records are discarded, ended ones nobody forgot have the rest of
+//! their logs shipped and are forgotten. What may go is the store's word, never this process's memory.
 
-use super::{Worker, lease::Lease};
-use jobgate_shared::{domain::JobId, supervise::Tasks};
-use std::sync::Arc;
+use super::{Worker, lease::Lease, ship};
+use crate::engine::Engine;
+use jobgate_shared::{
+    domain::{JobId, Submission, SubmissionTag},
+    logs::LogStream,
+    supervise::Tasks,
+};
+use std::{sync::Arc, time::Duration};
 
-/// Sweeps every cluster now and then while the lease holds.
+/// The first sweep comes soon: this worker may be the successor of one that crashed.
+const FIRST: Duration = Duration::from_secs(5);
+
+/// Sweeps every cluster soon and then now and again while the lease holds.
 pub(super) fn spawn(tasks: &Tasks, worker: &Arc<Worker>, lease: &Arc<Lease>) {
     let (worker, lease) = (worker.clone(), lease.clone());
     tasks.spawn("sweep", async move {
-        loop {
-            tokio::select! {
-                () = lease.over().cancelled() => return,
-                () = tokio::time::sleep(worker.timing.sweep) => {}
-            }
+        let mut wait = FIRST.min(worker.timing.sweep);
+        while lease.over().run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+            wait = worker.timing.sweep;
             for place in 0..worker.clusters.len() {
                 if let Err(error) = sweep(&worker, place, &lease).await {
-                    tracing::warn!(cluster = %worker.clusters[place].name, error = format!("{error:#}"), "leftovers not swept; trying again later");
+                    let cluster = &worker.clusters[place].name;
+                    tracing::warn!(%cluster, error = format!("{error:#}"), "leftovers not swept; trying again later");
                 }
             }
         }
@@ -23,18 +31,55 @@ pub(super) fn spawn(tasks: &Tasks, worker: &Arc<Worker>, lease: &Arc<Lease>) {
 }
 
 async fn sweep(worker: &Worker, place: usize, lease: &Lease) -> anyhow::Result<()> {
-    let served = &worker.clusters[place];
-    let found = served.engine.inert(worker.timing.sweep_older_than).await?;
+    let (served, older_than) = (&worker.clusters[place], worker.timing.sweep_older_than);
+    let inert = served.engine.inert(older_than).await?;
+    for (tag, submission) in leftovers(worker, inert).await? {
+        if !lease.holds() {
+            return Ok(());
+        }
+        served.engine.discard(tag, Some(&submission)).await?;
+        metrics::counter!("jobgate_leftovers_swept_total", "cluster" => served.name.to_string()).increment(1);
+        tracing::info!(job = %tag.job, attempt = tag.attempt, cluster = %served.name, "swept a submission no row records");
+    }
+    let ended = served.engine.ended(older_than).await?;
+    for (tag, submission) in leftovers(worker, ended).await? {
+        if !lease.holds() {
+            return Ok(());
+        }
+        finish(worker, served.engine.as_ref(), tag, &submission).await?;
+    }
+    Ok(())
+}
+
+/// Those nobody will act on any more, as the rows tell.
+async fn leftovers(
+    worker: &Worker,
+    found: Vec<(SubmissionTag, Submission)>,
+) -> anyhow::Result<Vec<(SubmissionTag, Submission)>> {
     if found.is_empty() {
-        return Ok(());
+        return Ok(found);
     }
     let asked: Vec<(JobId, u32, String)> =
         found.iter().map(|(tag, submission)| (tag.job, tag.attempt, submission.id.clone())).collect();
-    for index in worker.leases.leftovers(&asked).await? {
-        let Some((tag, submission)) = found.get(index).filter(|_| lease.holds()) else { continue };
-        served.engine.discard(*tag, Some(submission)).await?;
-        metrics::counter!("jobgate_leftovers_swept_total", "cluster" => served.name.to_string()).increment(1);
-        tracing::info!(job = %tag.job, attempt = tag.attempt, cluster = %served.name, "swept a submission no row records");
+    let over = worker.leases.leftovers(&asked).await?;
+    Ok(over.into_iter().filter_map(|index| found.get(index).cloned()).collect())
+}
+
+/// Ships what is left of an ended attempt's logs and lets the engine forget it.
+async fn finish(
+    worker: &Worker,
+    engine: &dyn Engine,
+    tag: SubmissionTag,
+    submission: &Submission,
+) -> anyhow::Result<()> {
+    let mut done = true;
+    if engine.capabilities().logs {
+        for stream in LogStream::ALL {
+            done &= ship::ship_stream(worker, engine, tag, submission, stream, None).await?.done;
+        }
+    }
+    if done {
+        engine.forget(tag, submission).await?;
     }
     Ok(())
 }
