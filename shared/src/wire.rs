@@ -19,21 +19,6 @@ pub const MAX_EVENTS: usize = 200;
 pub struct Hint {
     /// The jobs, most urgent first.
     pub jobs: Vec<JobId>,
-    /// Somebody had them and is gone: their resource manager may have them, so adopting them must not wait for room.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stranded: bool,
-}
-
-impl Hint {
-    /// Jobs that wait for a worker.
-    pub fn waiting(jobs: Vec<JobId>) -> Self {
-        Self { jobs, stranded: false }
-    }
-
-    /// Jobs whose worker is gone.
-    pub fn stranded(jobs: Vec<JobId>) -> Self {
-        Self { jobs, stranded: true }
-    }
 }
 
 /// A tap on the shoulder: something may be worth reading. Losing one costs latency only.
@@ -155,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_message_reads_back_as_itself_and_only_as_itself() {
-        let hint = Hint::stranded(vec![JobId::generate()]);
+        let hint = Hint { jobs: vec![JobId::generate()] };
         let bytes = hint.clone().encode();
         assert_eq!(Hint::decode(&bytes).unwrap(), hint);
         assert!(matches!(Nudge::decode(&bytes), Err(WireError::Kind { .. })));

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 pub enum Route {
     /// To whichever worker of the cluster has room.
     Cluster(ClusterName),
-    /// To one worker: the jobs can be acted on only where it is.
+    /// To one worker: these jobs had another, which is gone. Adopting them waits for no room, so neither does this queue.
     Worker(WorkerId),
 }
 

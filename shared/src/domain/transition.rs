@@ -50,6 +50,15 @@ pub enum Fact<'a> {
     },
     /// A watcher tells what it saw.
     Event(&'a StatusEvent),
+    /// Its owner is gone, and nobody acts where its submission lives.
+    Vanished {
+        /// Since when.
+        since: DateTime<Utc>,
+        /// It is given up after so long; never when absent.
+        lost_after: Option<Duration>,
+        /// What the store knows beside the row.
+        standing: Standing,
+    },
     /// A user asks for something.
     Command {
         /// What.
@@ -171,6 +180,9 @@ pub fn transition(
         Fact::Record { attempt, submission } => record(life, *attempt, submission, now),
         Fact::HandBack { worker, epoch, why, pause } => hand_back(life, *worker, *epoch, why, *pause, now),
         Fact::Event(event) => apply(life, max_attempts, policy, event, now),
+        Fact::Vanished { since, lost_after, standing } => {
+            vanish(life, max_attempts, policy, *since, *lost_after, *standing, now)
+        }
         Fact::Command { command, by } => obey(life, *command, by, now),
     }
 }
@@ -399,6 +411,43 @@ fn advance(
     advanced(life, next, reason.cloned(), by, at, false)
 }
 
+/// Who tells what no worker is left to tell.
+const BY_DISPATCHER: &str = "dispatcher";
+
+fn vanish(
+    life: &Life,
+    max_attempts: u32,
+    policy: &RetryPolicy,
+    since: DateTime<Utc>,
+    lost_after: Option<Duration>,
+    standing: Standing,
+    now: DateTime<Utc>,
+) -> Outcome {
+    if !life.state.is_owned() {
+        return Outcome::Stale;
+    }
+    if standing.owner_alive {
+        return Outcome::Refused(Refusal::Owned);
+    }
+    // What lives everywhere, or nowhere yet, any worker can adopt.
+    let Some(reach) = life.submission.as_ref().and_then(|s| s.reach.as_ref()) else { return Outcome::Stale };
+    let gone = (now - since).to_std().unwrap_or_default();
+    if lost_after.is_none_or(|limit| gone < limit) {
+        let reason = Some(format!("waits for a worker on {reach}"));
+        if life.reason == reason {
+            return Outcome::Duplicate;
+        }
+        let next = Life { reason: reason.clone(), ..life.clone() };
+        return advanced(life, next, reason, BY_DISPATCHER, now, false);
+    }
+    let reason = format!("no worker on {reach} for {} s", gone.as_secs());
+    if policy.retry_on.contains(&Ending::Lost) && life.attempt < max_attempts && !life.cancel_requested {
+        let lost = JobState::Lost;
+        return retry_later(life, life, max_attempts, policy, lost, Some(&reason), BY_DISPATCHER, now);
+    }
+    end(life, JobState::Lost, Some(reason), None, BY_DISPATCHER, now)
+}
+
 #[allow(clippy::too_many_arguments, reason = "one call; a struct for it would only rename the arguments")]
 fn retry_later(
     life: &Life,
@@ -551,5 +600,69 @@ fn state_of(ending: Ending) -> JobState {
         Ending::Canceled => JobState::Canceled,
         Ending::TimedOut => JobState::TimedOut,
         Ending::Lost => JobState::Lost,
+    }
+}
+
+#[cfg(test)]
+mod vanished_tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_hours(24);
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    fn running(reach: Option<&str>) -> Life {
+        let reach = reach.map(|r| Reach(r.to_owned()));
+        let submission = Submission { id: "7".to_owned(), detail: serde_json::Value::Null, reach };
+        let owner = Some(WorkerId::generate());
+        Life { state: JobState::Running, owner, submission: Some(submission), ..Life::begin(false, at(0)) }
+    }
+
+    fn tell(life: &Life, gone: Duration, owner_alive: bool, policy: &RetryPolicy) -> Outcome {
+        let standing = Standing { claimer_alive: false, owner_alive, cluster_paused: false };
+        let fact = Fact::Vanished { since: at(0), lost_after: Some(LIMIT), standing };
+        transition(life, 2, policy, &fact, at(0) + gone)
+    }
+
+    fn life(outcome: Outcome) -> Life {
+        match outcome {
+            Outcome::Advanced { life, .. } => *life,
+            Outcome::Duplicate | Outcome::Stale | Outcome::Refused(_) => panic!("{outcome:?}"),
+        }
+    }
+
+    #[test]
+    fn a_job_nobody_can_reach_says_so_once_and_is_lost_when_its_time_is_up() {
+        let (job, policy) = (running(Some("host-a")), RetryPolicy::default());
+        let waits = life(tell(&job, Duration::from_secs(5), false, &policy));
+        assert_eq!(waits.reason.as_deref(), Some("waits for a worker on host-a"));
+        assert_eq!(Life { reason: None, ..waits.clone() }, job, "nothing else has changed");
+        assert_eq!(tell(&waits, Duration::from_secs(9), false, &policy), Outcome::Duplicate);
+        let lost = life(tell(&waits, LIMIT, false, &policy));
+        assert_eq!((lost.state, lost.finished_at), (JobState::Lost, Some(at(0) + LIMIT)));
+        assert_eq!(lost.reason.as_deref(), Some("no worker on host-a for 86400 s"));
+    }
+
+    #[test]
+    fn a_lost_job_is_tried_again_only_where_that_was_asked_for() {
+        let policy = RetryPolicy { retry_on: vec![Ending::Lost], ..RetryPolicy::default() };
+        let next = life(tell(&running(Some("host-a")), LIMIT, false, &policy));
+        assert_eq!((next.state, next.attempt), (JobState::Initialized, 2));
+        let canceled = Life { cancel_requested: true, ..running(Some("host-a")) };
+        assert_eq!(life(tell(&canceled, LIMIT, false, &policy)).state, JobState::Lost);
+    }
+
+    #[test]
+    fn nothing_is_given_up_that_somebody_has_or_anybody_can_adopt() {
+        let policy = RetryPolicy::default();
+        let owned = tell(&running(Some("host-a")), LIMIT, true, &policy);
+        assert_eq!(owned, Outcome::Refused(Refusal::Owned));
+        assert_eq!(tell(&running(None), LIMIT, false, &policy), Outcome::Stale);
+        let claimed = Life { state: JobState::Claimed, submission: None, ..running(None) };
+        assert_eq!(tell(&claimed, LIMIT, false, &policy), Outcome::Stale);
+        let ended = Life { state: JobState::Finished, ..running(Some("host-a")) };
+        assert_eq!(tell(&ended, LIMIT, false, &policy), Outcome::Stale);
     }
 }

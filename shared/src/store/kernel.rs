@@ -3,14 +3,19 @@
 //! An adapter brings [`Ledger`], two operations on rows. Everything that changes a job goes through [`decide`], so the
 //! state machine is written once, and a lost race is read again and decided again here and nowhere else.
 
-use super::{Applied, Claimed, Scope, StoreError, StoreResult, ToHandBack, ToRecord, WorkerCluster};
+use super::{
+    Applied, Claimed, Scope, StoreError, StoreResult, ToHandBack, ToRecord, Vanished, WorkerCluster,
+};
 use crate::domain::{
     Change, ClusterName, Command, Fact, JobId, Life, Outcome, Project, Refusal, RetryPolicy, Standing,
     StatusEvent, WorkerId, transition,
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 /// How often a lost race is run again before the caller is told to come back.
 const MAX_ROUNDS: usize = 16;
@@ -56,7 +61,7 @@ impl Move {
 /// What rows are read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// A claim: [`Row::standing`] must be true.
+    /// A claim, or giving up: [`Row::standing`] must be true.
     Claim,
     /// Anything else.
     Change,
@@ -84,11 +89,21 @@ pub(crate) enum Told<'a> {
     HandBack(WorkerId, &'a ToHandBack),
     /// A watcher saw something of it.
     Event(&'a StatusEvent),
+    /// Nobody can reach it since a time; it is given up once that has lasted so long.
+    Vanished(&'a Vanished, Option<Duration>),
     /// A user who sees `scope` asks something of it.
     Command { scope: &'a Scope, command: Command, by: &'a str },
 }
 
 impl<'a> Told<'a> {
+    /// What it does depends on who is alive.
+    fn asks_standing(self) -> bool {
+        match self {
+            Self::Claim { .. } | Self::Vanished(..) => true,
+            Self::Record(_) | Self::HandBack(..) | Self::Event(_) | Self::Command { .. } => false,
+        }
+    }
+
     /// The fact this is to a job with this row, or the answer when it is none.
     fn fact(self, row: &Row) -> Result<Fact<'a>, Decided> {
         Ok(match self {
@@ -104,6 +119,9 @@ impl<'a> Told<'a> {
                 Fact::HandBack { worker, epoch: *epoch, why, pause: *pause }
             }
             Self::Event(event) => Fact::Event(event),
+            Self::Vanished(Vanished { since, .. }, lost_after) => {
+                Fact::Vanished { since: *since, lost_after, standing: row.standing }
+            }
             Self::Command { scope, .. } if !scope.covers(&row.project) => return Err(Decided::Absent),
             Self::Command { command, by, .. } => Fact::Command { command, by },
         })
@@ -161,8 +179,8 @@ pub(crate) async fn decide(
     ledger: &mut impl Ledger,
     facts: &[(JobId, Told<'_>)],
 ) -> StoreResult<Vec<Decided>> {
-    let claims = facts.iter().any(|(_, told)| matches!(told, Told::Claim { .. }));
-    let purpose = if claims { Purpose::Claim } else { Purpose::Change };
+    let purpose =
+        if facts.iter().any(|(_, told)| told.asks_standing()) { Purpose::Claim } else { Purpose::Change };
     let mut answers: Vec<Option<Decided>> = vec![None; facts.len()];
     for _ in 0..MAX_ROUNDS {
         let open: Vec<usize> = (0..facts.len()).filter(|i| answers[*i].is_none()).collect();

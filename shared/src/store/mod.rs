@@ -296,8 +296,8 @@ pub struct Stranded {
     pub jobs: Vec<StrandedJob>,
 }
 
-/// Tells a job that what it waits for is not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A stranded job nobody can adopt: no worker acts where its submission lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vanished {
     /// The job.
     pub job: JobId,
@@ -557,8 +557,13 @@ pub trait Store: Apply {
     /// Removes an ended job.
     async fn remove(&self, scope: &Scope, job: JobId) -> StoreResult<Removed>;
 
-    /// Removes up to `limit` jobs that ended before `before`, and feed batches as old; answers the jobs removed.
-    async fn retire(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>>;
+    /// Up to `limit` jobs that ended before `before`, those that ended first first. Whoever removes them removes their
+    /// logs first: a log without a job would stay for ever.
+    async fn retirable(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>>;
+
+    /// Removes those of these jobs that (still) ended before `before`, with their history and keys, and a bounded number
+    /// of feed batches as old; answers how many jobs.
+    async fn retire(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64>;
 
     /// Counts by project, cluster, priority and state; zeroes left out.
     async fn depths(&self) -> StoreResult<Vec<Depth>>;
@@ -589,13 +594,17 @@ pub trait Store: Apply {
         again_after: Duration,
     ) -> StoreResult<Vec<Due>>;
 
-    /// Forgets that these were hinted (the broker did not take the hint).
+    /// Forgets that these waiting or stranded jobs were hinted (the broker did not take the hint, or nobody could).
     async fn unhint(&self, jobs: &[JobId]) -> StoreResult<()>;
 
     /// Up to `limit` jobs of these dead workers (and of nobody) not hinted within `hint_for`; marks them hinted. Cleans
     /// up after workers that hold nothing any more.
     async fn stranded(&self, dead: &[WorkerId], limit: u32, hint_for: Duration)
     -> StoreResult<Vec<Stranded>>;
+
+    /// Tells stranded jobs that nobody can reach them: the reason they wait for, and their end as `LOST` once that has
+    /// lasted `lost_after`, if given. A job adopted in the meantime is left alone. One outcome each.
+    async fn vanished(&self, jobs: &[Vanished], lost_after: Option<Duration>) -> StoreResult<Vec<Applied>>;
 
     /// Every worker whose lease has not ended, and dead ones that still hold jobs or died within the hour.
     async fn workers(&self) -> StoreResult<Vec<Worker>>;

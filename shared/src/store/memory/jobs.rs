@@ -7,8 +7,9 @@ use crate::domain::{
 use crate::domain::{SUSPECT_AFTER, derive_history};
 use crate::store::kernel::{Decided, Told, decide};
 use crate::store::{
-    Changes, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Hinted, Inserted, JobChange, Oldest,
-    Page, PageRequest, Patch, Removed, Scope, Store, StoreResult, Stranded, StrandedJob, Token, Worker,
+    Applied, Changes, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Hinted, Inserted, JobChange,
+    Oldest, Page, PageRequest, Patch, Removed, Scope, Store, StoreResult, Stranded, StrandedJob, Token,
+    Vanished, Worker,
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -165,20 +166,22 @@ impl Store for MemoryStore {
         }
     }
 
-    async fn retire(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>> {
-        let (mut state, _) = self.look();
-        let ended = state.jobs.values().filter_map(|entry| {
-            let at = entry.job.life.finished_at?;
-            (entry.job.life.state.is_terminal() && at < before).then_some((at, entry.job.id))
-        });
-        let mut ended: Vec<_> = ended.collect();
+    async fn retirable(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>> {
+        let (state, _) = self.look();
+        let mut ended: Vec<_> = state.jobs.values().filter_map(|entry| entry.ended_before(before)).collect();
         ended.sort_unstable();
-        ended.truncate(limit as usize);
+        Ok(ended.into_iter().take(limit as usize).map(|(_, job)| job).collect())
+    }
+
+    async fn retire(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64> {
+        let (mut state, _) = self.look();
+        let known = jobs.iter().filter_map(|job| state.jobs.get(job));
+        let ended: Vec<_> = known.filter_map(|entry| entry.ended_before(before)).collect();
         for (_, job) in &ended {
             state.forget(*job);
         }
         state.feed.forget_before(before);
-        Ok(ended.into_iter().map(|(_, job)| job).collect())
+        Ok(ended.len() as u64)
     }
 
     async fn depths(&self) -> StoreResult<Vec<Depth>> {
@@ -305,6 +308,12 @@ impl Store for MemoryStore {
         state.workers.retain(|id, _| !over.contains(id));
         let group = |((cluster, reach, owner), jobs)| Stranded { cluster, reach, owner, jobs };
         Ok(groups.into_iter().map(group).collect())
+    }
+
+    async fn vanished(&self, jobs: &[Vanished], lost_after: Option<Duration>) -> StoreResult<Vec<Applied>> {
+        let facts: Vec<_> = jobs.iter().map(|gone| (gone.job, Told::Vanished(gone, lost_after))).collect();
+        let decided = decide(&mut Rows { store: self, claimer: None }, &facts).await?;
+        Ok(decided.iter().map(Decided::applied).collect())
     }
 
     async fn workers(&self) -> StoreResult<Vec<Worker>> {

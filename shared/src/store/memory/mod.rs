@@ -51,6 +51,11 @@ impl Entry {
     fn hint_outstanding(&self, now: DateTime<Utc>) -> bool {
         self.hinted_until.is_some_and(|until| until > now)
     }
+
+    fn ended_before(&self, before: DateTime<Utc>) -> Option<(DateTime<Utc>, JobId)> {
+        let at = self.job.life.finished_at?;
+        (self.job.life.state.is_terminal() && at < before).then_some((at, self.job.id))
+    }
 }
 
 /// What was committed, in order; one batch for each commit.
