@@ -12,6 +12,7 @@
 
 mod kernel;
 pub mod memory;
+pub mod postgres;
 
 use crate::domain::{
     ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, StatusEvent,

@@ -1,0 +1,283 @@
+//! What workers do: leases, claims, records, hand-backs.
+
+use super::{
+    insert::whole_jobs,
+    ledger::Rows,
+    pools::{Lane, Pools, Work},
+    rows::{Columns, json, seconds, signed, uuids},
+};
+use crate::{
+    domain::{Job, JobId, JobState, StatusEvent, WorkerId},
+    store::{
+        Applied, Claimed, Heartbeat, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Worker,
+        WorkerCluster,
+        kernel::{Told, decide},
+    },
+};
+use futures::FutureExt as _;
+use sqlx::{PgConnection, Row as _};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use uuid::Uuid;
+
+/// Most cancel requests one heartbeat carries; the rest come with the next.
+const MAX_CANCELS: i64 = 10_000;
+/// How long a dead worker that holds nothing is still shown, as an interval of the server's.
+pub(super) const MOURNED_FOR: &str = "1 hour";
+
+impl Pools {
+    pub(super) async fn apply(self: &Arc<Self>, events: &[StatusEvent]) -> StoreResult<Vec<Applied>> {
+        let facts: Vec<_> = events.iter().map(|event| (event.job, Told::Event(event))).collect();
+        let decided = decide(&mut Rows::new(self), &facts).await?;
+        Ok(decided.iter().map(crate::store::kernel::Decided::applied).collect())
+    }
+
+    pub(super) async fn claim(
+        self: &Arc<Self>,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        jobs: &[JobId],
+    ) -> StoreResult<Vec<Claimed>> {
+        let told = Told::Claim { worker, clusters, alone: jobs.len() == 1 };
+        let facts: Vec<_> = jobs.iter().map(|job| (*job, told)).collect();
+        let mut rows = Rows::to_claim(self, worker);
+        let decided = decide(&mut rows, &facts).await?;
+        let claimed = jobs.iter().zip(decided).map(|(job, answer)| match answer.granted(worker) {
+            Err(no) => no,
+            Ok(life) => rows.jobs.get(job).map_or(Claimed::Absent, |job| {
+                Claimed::Granted(Box::new(Job { life: *life, ..job.clone() }))
+            }),
+        });
+        Ok(claimed.collect())
+    }
+
+    pub(super) async fn record(self: &Arc<Self>, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {
+        let facts: Vec<_> = items.iter().map(|item| (item.job, Told::Record(item))).collect();
+        let decided = decide(&mut Rows::new(self), &facts).await?;
+        let lost = items.iter().zip(&decided).filter(|(_, answer)| !answer.recorded());
+        let lost: Vec<JobId> = lost.map(|(item, _)| item.job).collect();
+        let mut current = HashMap::new();
+        if !lost.is_empty() {
+            let found = self.read(Lane::Hot, "read jobs", &uuids(&lost), |c, ids| whole_jobs(c, ids)).await?;
+            current.extend(found.into_iter().map(|job| (job.id, job)));
+        }
+        let recorded = items.iter().zip(&decided).map(|(item, answer)| {
+            if answer.recorded() {
+                Recorded::Won
+            } else {
+                Recorded::Lost { current: current.get(&item.job).cloned().map(Box::new) }
+            }
+        });
+        Ok(recorded.collect())
+    }
+
+    pub(super) async fn hand_back(
+        self: &Arc<Self>,
+        worker: WorkerId,
+        items: &[ToHandBack],
+    ) -> StoreResult<()> {
+        let facts: Vec<_> = items.iter().map(|item| (item.job, Told::HandBack(worker, item))).collect();
+        decide(&mut Rows::new(self), &facts).await.map(drop)
+    }
+
+    pub(super) async fn register(self: &Arc<Self>, worker: &Worker, ttl: Duration) -> StoreResult<()> {
+        self.write(Lane::Beat, "register a worker", (worker.clone(), ttl), |c, (worker, ttl)| {
+            register(c, worker, *ttl)
+        })
+        .await
+    }
+
+    pub(super) async fn heartbeat(
+        self: &Arc<Self>,
+        worker: WorkerId,
+        pulse: &Pulse,
+    ) -> StoreResult<Heartbeat> {
+        self.write(Lane::Beat, "renew a lease", (worker, pulse.clone()), |c, (worker, pulse)| {
+            heartbeat(c, *worker, pulse)
+        })
+        .await
+    }
+
+    pub(super) async fn deregister(self: &Arc<Self>, worker: WorkerId) -> StoreResult<()> {
+        self.write(Lane::Beat, "end a lease", worker, |c, worker| {
+            let end = sqlx::query(
+                "-- end_lease
+                 UPDATE workers SET expires_at = now() WHERE id = $1 AND expires_at > now()",
+            );
+            async move { end.bind(worker.0).execute(c).await.map(drop) }.boxed()
+        })
+        .await
+    }
+
+    pub(super) async fn expire_all_leases(self: &Arc<Self>) -> StoreResult<()> {
+        self.write(Lane::Beat, "end every lease", (), |c, ()| {
+            let end = sqlx::query(
+                "-- end_every_lease
+                 UPDATE workers SET expires_at = now() WHERE expires_at > now()",
+            );
+            async move { end.execute(c).await.map(drop) }.boxed()
+        })
+        .await
+    }
+
+    pub(super) async fn workers(&self) -> StoreResult<Vec<Worker>> {
+        self.read(Lane::Read, "list workers", &(), |c, ()| workers(c)).await
+    }
+
+    pub(super) async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
+        let ids: Vec<Uuid> = found.iter().map(|(job, ..)| job.0).collect();
+        let recorded = self.read(Lane::Read, "look for leftovers", &ids, |c, ids| recorded(c, ids)).await?;
+        let live = |job: &JobId, attempt: u32, submission: &str| {
+            let Some(row) = recorded.get(job) else { return false };
+            let same = row.submission.as_ref().filter(|_| row.attempt == attempt);
+            row.attempt <= attempt
+                && !row.state.is_terminal()
+                && same.is_none_or(|recorded| recorded == submission)
+        };
+        let left = found.iter().enumerate().filter(|(_, (job, attempt, id))| !live(job, *attempt, id));
+        Ok(left.map(|(index, _)| index).collect())
+    }
+}
+
+fn register<'c>(connection: &'c mut PgConnection, worker: &'c Worker, ttl: Duration) -> Work<'c, ()> {
+    async move {
+        sqlx::query(
+            "-- register_worker
+             INSERT INTO workers (id, registered_at, expires_at, jobs, draining, host, clusters)
+             VALUES ($1, now(), now() + make_interval(secs => $2), $3, $4, $5, $6)
+             ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(worker.id.0)
+        .bind(seconds(ttl))
+        .bind(signed(worker.jobs))
+        .bind(worker.draining)
+        .bind(&worker.host)
+        .bind(json(&worker.clusters))
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+    .boxed()
+}
+
+/// One statement: the lease runs on exactly if it still ran, and the news are of the same moment.
+fn heartbeat<'c>(
+    connection: &'c mut PgConnection,
+    worker: WorkerId,
+    pulse: &'c Pulse,
+) -> Work<'c, Heartbeat> {
+    async move {
+        let parked: BTreeMap<&str, &str> =
+            pulse.parked.iter().map(|(cluster, why)| (cluster.as_str(), why.as_str())).collect();
+        let parked = (!parked.is_empty()).then(|| json(&parked));
+        let renewed = sqlx::query(
+            "-- renew_lease
+             WITH lease AS (
+                 UPDATE workers
+                    SET expires_at = now() + make_interval(secs => $2), jobs = $3, draining = $4, parked = $5
+                  WHERE id = $1 AND expires_at > now()
+                 RETURNING id
+             )
+             SELECT ARRAY(SELECT c.job_id FROM cancel_requests c WHERE c.owner = lease.id LIMIT $9),
+                    news.settled, news.lost
+               FROM lease
+              CROSS JOIN LATERAL (
+                    SELECT array_agg(u.job_id) FILTER (WHERE r.over IS NOT FALSE) AS settled,
+                           array_agg(u.job_id) FILTER (WHERE NOT r.over AND NOT r.mine) AS lost
+                      FROM unnest($6::uuid[], $7::integer[], $8::integer[]) AS u (job_id, attempt, epoch)
+                      LEFT JOIN LATERAL (
+                           SELECT s.attempt > u.attempt OR s.state >= 5 AS over,
+                                  s.epoch = u.epoch AND coalesce(s.owner = lease.id, false) AS mine
+                             FROM job_state s WHERE s.job_id = u.job_id) r ON true
+              ) news",
+        )
+        .bind(worker.0)
+        .bind(seconds(pulse.ttl))
+        .bind(signed(pulse.jobs))
+        .bind(pulse.draining)
+        .bind(parked)
+        .bind(pulse.unsettled.iter().map(|(job, ..)| job.0).collect::<Vec<_>>())
+        .bind(pulse.unsettled.iter().map(|(_, attempt, _)| signed(*attempt)).collect::<Vec<_>>())
+        .bind(pulse.unsettled.iter().map(|(.., epoch)| signed(*epoch)).collect::<Vec<_>>())
+        .bind(MAX_CANCELS)
+        .fetch_optional(connection)
+        .await?;
+        let Some(row) = renewed else { return Ok(Heartbeat::Expired) };
+        let jobs = |ids: Option<Vec<Uuid>>| ids.into_iter().flatten().map(JobId).collect();
+        Ok(Heartbeat::Renewed {
+            cancel: jobs(row.try_get(0)?),
+            settled: jobs(row.try_get(1)?),
+            lost: jobs(row.try_get(2)?),
+        })
+    }
+    .boxed()
+}
+
+fn workers(connection: &mut PgConnection) -> Work<'_, Vec<Worker>> {
+    async move {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "-- list_workers
+             SELECT w.id, w.host, w.clusters, w.parked, w.registered_at, w.expires_at, w.expires_at > now(), w.draining,
+                    w.jobs
+               FROM workers w
+              WHERE w.expires_at > now() - interval '{MOURNED_FOR}'
+                 OR EXISTS (SELECT FROM claims c WHERE c.worker_id = w.id)
+              ORDER BY w.id"
+        )))
+        .fetch_all(connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let mut columns = Columns::of(row);
+                let (id, host) = (WorkerId(columns.take()?), columns.take()?);
+                let mut clusters: Vec<WorkerCluster> = columns.json()?;
+                let mut parked: BTreeMap<String, String> = columns.json()?;
+                for cluster in &mut clusters {
+                    cluster.parked = parked.remove(cluster.name.as_str());
+                }
+                Ok(Worker {
+                    id,
+                    host,
+                    clusters,
+                    registered_at: columns.take()?,
+                    expires_at: columns.take()?,
+                    alive: columns.take()?,
+                    draining: columns.take()?,
+                    jobs: columns.number()?,
+                })
+            })
+            .collect()
+    }
+    .boxed()
+}
+
+/// What a row records of its attempt.
+struct Recording {
+    attempt: u32,
+    state: JobState,
+    submission: Option<String>,
+}
+
+fn recorded<'c>(connection: &'c mut PgConnection, ids: &'c [Uuid]) -> Work<'c, HashMap<JobId, Recording>> {
+    async move {
+        let rows = sqlx::query(
+            "-- recorded_submissions
+             SELECT s.job_id, s.attempt, s.state, s.submission_id FROM job_state s WHERE s.job_id = ANY ($1)",
+        )
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let mut columns = Columns::of(row);
+                let job = JobId(columns.take()?);
+                let (attempt, state, submission) = (columns.number()?, columns.state()?, columns.take()?);
+                Ok((job, Recording { attempt, state, submission }))
+            })
+            .collect()
+    }
+    .boxed()
+}

@@ -1,0 +1,222 @@
+//! Listings, newest first: candidates from whichever small table or index knows the states asked for, then the rows
+//! themselves, filtered. The work for one page is bounded whatever the tables hold; a page cut short says where to go on.
+
+use super::{
+    pools::{Lane, Pools, Work},
+    rows::{job, job_columns},
+};
+use crate::{
+    domain::{Job, JobId, JobState, Phase},
+    store::{Filter, Page, PageRequest, Scope, StoreResult},
+};
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::FutureExt as _;
+use sqlx::{PgConnection, Postgres, QueryBuilder};
+use uuid::Uuid;
+
+/// Most candidates looked at for one page.
+const MAX_EXAMINED: usize = 8_000;
+/// Most candidates looked at at once.
+const MAX_STRIDE: usize = 4_000;
+/// How far the clock of an accepting process, which makes the ids, may be from the server's, which says when a job was
+/// accepted. Only jobs accepted further off than that could be missed by a listing bounded in time.
+const CLOCK_SLACK: TimeDelta = TimeDelta::days(1);
+
+/// Where jobs in certain states are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// HELD, INITIALIZED.
+    Waiting,
+    /// CLAIMED, PENDING, RUNNING.
+    Claims,
+    /// One of the bad ends.
+    Ends(JobState),
+}
+
+/// The sources that hold every job in these states; none when only the table of all jobs does.
+fn sources(states: &[JobState]) -> Option<Vec<Source>> {
+    let mut sources = Vec::new();
+    for state in states {
+        let source = match state.phase() {
+            Phase::Waiting => Source::Waiting,
+            Phase::Claimed | Phase::Pending | Phase::Running => Source::Claims,
+            Phase::Ended if *state == JobState::Finished => return None,
+            Phase::Ended => Source::Ends(*state),
+        };
+        if !sources.contains(&source) {
+            sources.push(source);
+        }
+    }
+    (!sources.is_empty()).then_some(sources)
+}
+
+/// One look at the candidates.
+struct Look {
+    scope: Scope,
+    filter: Filter,
+    /// Only below this.
+    below: Uuid,
+    /// So many candidates.
+    stride: usize,
+    /// So many jobs.
+    limit: usize,
+}
+
+/// What a look found.
+struct Found {
+    jobs: Vec<Job>,
+    /// The last candidate looked at, if there may be more below it.
+    reached: Option<Uuid>,
+}
+
+impl Pools {
+    pub(super) async fn list(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
+        let mut below = page.after.map_or(Uuid::max(), |job| job.0);
+        if let Some(before) = filter.created_before {
+            below = below.min(id_at(before + CLOCK_SLACK));
+        }
+        let limit = page.limit as usize;
+        let (mut jobs, mut examined) = (Vec::new(), 0);
+        let mut stride = limit + 1;
+        while limit > 0 {
+            stride = stride.clamp(1, MAX_STRIDE);
+            let look = Look {
+                scope: scope.clone(),
+                filter: filter.clone(),
+                below,
+                stride,
+                // One more than fits tells whether there is another page.
+                limit: limit + 1 - jobs.len(),
+            };
+            let found = self.read(Lane::Read, "list jobs", &look, |c, look| look_at(c, look)).await?;
+            jobs.extend(found.jobs);
+            if jobs.len() > limit {
+                jobs.truncate(limit);
+                let next = jobs.last().map(|job| job.id);
+                return Ok(Page { jobs, next });
+            }
+            let Some(reached) = found.reached else { break };
+            below = reached;
+            examined += stride;
+            if examined >= MAX_EXAMINED {
+                return Ok(Page { jobs, next: Some(JobId(reached)) });
+            }
+            stride *= 4;
+        }
+        Ok(Page { jobs, next: None })
+    }
+}
+
+/// The lowest id a job made at this time can have.
+fn id_at(time: DateTime<Utc>) -> Uuid {
+    let millis = u64::try_from(time.timestamp_millis().clamp(0, (1 << 48) - 1)).unwrap_or(0);
+    Uuid::from_u128(u128::from(millis) << 80)
+}
+
+fn look_at<'c>(connection: &'c mut PgConnection, look: &'c Look) -> Work<'c, Found> {
+    async move {
+        let mut candidates: Vec<Uuid> =
+            candidates(look).build_query_scalar().persistent(true).fetch_all(&mut *connection).await?;
+        let more = candidates.len() >= look.stride;
+        // A job can have ended badly twice, or be in two states asked for while it moves.
+        candidates.dedup();
+        let reached = candidates.last().copied().filter(|_| more);
+        if candidates.is_empty() {
+            return Ok(Found { jobs: Vec::new(), reached });
+        }
+        let rows = matching(look, &candidates).build().persistent(true).fetch_all(connection).await?;
+        let jobs = rows.iter().map(job).collect::<sqlx::Result<_>>()?;
+        Ok(Found { jobs, reached })
+    }
+    .boxed()
+}
+
+/// Ids that may be meant, newest first. Statements differ only in what they look at, never by a value, so that each kind
+/// is prepared once.
+fn candidates(look: &Look) -> QueryBuilder<Postgres> {
+    let oldest = look.filter.created_after.map_or(Uuid::nil(), |from| id_at(from - CLOCK_SLACK));
+    let stride = i64::try_from(look.stride).unwrap_or(i64::MAX);
+    let mut sql = QueryBuilder::new("-- list_candidates\n");
+    let Some(sources) = sources(&look.filter.states) else {
+        match &look.scope {
+            Scope::All => {
+                sql.push("SELECT j.id FROM jobs j WHERE j.id < ").push_bind(look.below);
+                sql.push(" AND j.id >= ").push_bind(oldest);
+                sql.push(" ORDER BY j.id DESC LIMIT ").push_bind(stride);
+            }
+            Scope::Project(project) => {
+                // Compared as a pair, only the index of both can serve, and it serves in this order.
+                sql.push("SELECT j.id FROM jobs j WHERE j.project = ").push_bind(project.as_str());
+                sql.push(" AND j.id < ").push_bind(look.below).push(" AND j.id >= ").push_bind(oldest);
+                sql.push(" ORDER BY j.project, j.id DESC LIMIT ").push_bind(stride);
+            }
+        }
+        return sql;
+    };
+    sql.push("SELECT c.id FROM (");
+    for (i, source) in sources.into_iter().enumerate() {
+        sql.push(if i > 0 { " UNION ALL (" } else { "(" });
+        match (source, &look.scope) {
+            (Source::Waiting, _) => {
+                sql.push("SELECT w.job_id AS id FROM waiting w WHERE w.job_id < ").push_bind(look.below);
+                sql.push(" AND w.job_id >= ").push_bind(oldest).push(" ORDER BY w.job_id DESC");
+            }
+            (Source::Claims, _) => {
+                sql.push("SELECT DISTINCT u.id FROM claims c CROSS JOIN LATERAL unnest(c.job_ids) AS u (id) WHERE u.id < ");
+                sql.push_bind(look.below).push(" AND u.id >= ").push_bind(oldest).push(" ORDER BY u.id DESC");
+            }
+            (Source::Ends(state), Scope::All) => {
+                sql.push("SELECT h.job_id AS id FROM job_history h WHERE h.to_state >= 6 AND h.to_state = ");
+                sql.push_bind(state.code()).push(" AND h.job_id < ").push_bind(look.below);
+                sql.push(" AND h.job_id >= ").push_bind(oldest).push(" ORDER BY h.to_state, h.job_id DESC");
+            }
+            (Source::Ends(state), Scope::Project(project)) => {
+                sql.push("SELECT h.job_id AS id FROM job_history h WHERE h.to_state >= 6 AND h.to_state = ");
+                sql.push_bind(state.code()).push(" AND h.project = ").push_bind(project.as_str());
+                sql.push(" AND h.job_id < ")
+                    .push_bind(look.below)
+                    .push(" AND h.job_id >= ")
+                    .push_bind(oldest);
+                sql.push(" ORDER BY h.to_state, h.project, h.job_id DESC");
+            }
+        }
+        sql.push(" LIMIT ").push_bind(stride).push(")");
+    }
+    sql.push(") c ORDER BY c.id DESC LIMIT ").push_bind(stride);
+    sql
+}
+
+/// Those candidates that are meant, whole, newest first.
+fn matching(look: &Look, candidates: &[Uuid]) -> QueryBuilder<Postgres> {
+    let Filter { states, labels, cluster, name, created_after, created_before } = &look.filter;
+    let mut sql = QueryBuilder::new(concat!(
+        "-- list_jobs\nSELECT ",
+        job_columns!(),
+        " FROM jobs j JOIN job_state s ON s.job_id = ANY (ARRAY[j.id]) WHERE j.id = ANY ("
+    ));
+    sql.push_bind(candidates.to_vec()).push(")");
+    if let Scope::Project(project) = &look.scope {
+        sql.push(" AND j.project = ").push_bind(project.as_str().to_owned());
+    }
+    if !states.is_empty() {
+        let codes: Vec<i16> = states.iter().map(|state| state.code()).collect();
+        sql.push(" AND s.state = ANY (").push_bind(codes).push(")");
+    }
+    if !labels.is_empty() {
+        sql.push(" AND j.labels @> ").push_bind(labels.clone());
+    }
+    if let Some(cluster) = cluster {
+        sql.push(" AND j.cluster = ").push_bind(cluster.as_str().to_owned());
+    }
+    if let Some(name) = name {
+        sql.push(" AND j.name = ").push_bind(name.clone());
+    }
+    if let Some(from) = created_after {
+        sql.push(" AND j.created_at >= ").push_bind(*from);
+    }
+    if let Some(to) = created_before {
+        sql.push(" AND j.created_at < ").push_bind(*to);
+    }
+    sql.push(" ORDER BY j.id DESC LIMIT ").push_bind(i64::try_from(look.limit).unwrap_or(i64::MAX));
+    sql
+}

@@ -1,0 +1,122 @@
+//! Retention: ended jobs and old feed batches go, a few at a time.
+
+use super::{
+    jobs::delete_ended,
+    pools::{Lane, Pools, Work},
+    rows::uuids,
+};
+use crate::{domain::JobId, store::StoreResult};
+use chrono::{DateTime, Utc};
+use futures::FutureExt as _;
+use sqlx::PgConnection;
+use std::sync::{Arc, Mutex, PoisonError};
+use uuid::Uuid;
+
+/// Most jobs looked at in one call.
+const MAX_EXAMINED: i64 = 10_000;
+/// Most feed batches removed in one call.
+const MAX_BATCHES: i64 = 1_000;
+
+/// Where the walk over all jobs, oldest first, has come to. There is no index on when a job ended, which would cost every
+/// job a write; so old jobs are looked at in turn, and those still waiting or running are not looked at every time.
+/// Among the jobs looked at, those that ended first are retired first.
+#[derive(Debug, Default)]
+pub(super) struct Walk(Mutex<Uuid>);
+
+impl Walk {
+    fn stands_at(&self) -> Uuid {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn go_to(&self, job: Uuid) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = job;
+    }
+}
+
+/// A stretch of the walk.
+struct Stretch {
+    before: DateTime<Utc>,
+    after: Uuid,
+    examine: i64,
+}
+
+/// A job on the walk, and when it ended, if that is long enough ago.
+type Seen = (Uuid, Option<DateTime<Utc>>);
+
+impl Pools {
+    pub(super) async fn retirable(
+        &self,
+        walk: &Walk,
+        before: DateTime<Utc>,
+        limit: u32,
+    ) -> StoreResult<Vec<JobId>> {
+        let start = walk.stands_at();
+        let mut stretch = Stretch { before, after: start, examine: MAX_EXAMINED };
+        let mut seen = self.read(Lane::Read, "find jobs to retire", &stretch, |c, s| walk_on(c, s)).await?;
+        let at_end = i64::try_from(seen.len()).is_ok_and(|seen| seen < stretch.examine);
+        if at_end && !start.is_nil() {
+            stretch = Stretch { before, after: Uuid::nil(), examine: MAX_EXAMINED };
+            let mut anew =
+                self.read(Lane::Read, "find jobs to retire", &stretch, |c, s| walk_on(c, s)).await?;
+            anew.retain(|(job, _)| *job <= start);
+            seen.extend(anew);
+        }
+        let last = seen.last().map(|(job, _)| *job);
+        let mut ended: Vec<_> = seen.into_iter().filter_map(|(job, at)| Some((at?, JobId(job)))).collect();
+        ended.sort_unstable();
+        if ended.len() <= limit as usize {
+            // All there is to retire here is about to go; next time look further on.
+            walk.go_to(last.filter(|_| !at_end).unwrap_or_default());
+        }
+        Ok(ended.into_iter().take(limit as usize).map(|(_, job)| job).collect())
+    }
+
+    pub(super) async fn retire(self: &Arc<Self>, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64> {
+        let mut ids = uuids(jobs);
+        ids.sort_unstable();
+        let removed = self.write(Lane::Hot, "retire jobs", (ids, before), |c, (ids, before)| {
+            async move { Ok(delete_ended(c, ids, Some(*before)).await?.len() as u64) }.boxed()
+        });
+        let removed = removed.await?;
+        self.write(Lane::Hot, "retire the feed", before, |c, before| retire_feed(c, *before)).await?;
+        Ok(removed)
+    }
+}
+
+/// Nothing ends before it was accepted, so younger jobs are not looked at.
+fn walk_on<'c>(connection: &'c mut PgConnection, stretch: &'c Stretch) -> Work<'c, Vec<Seen>> {
+    sqlx::query_as(
+        "-- jobs_to_retire
+         SELECT j.id, CASE WHEN s.state >= 5 AND s.finished_at < $2 THEN s.finished_at END
+           FROM (SELECT id FROM jobs WHERE id > $1 ORDER BY id LIMIT $3) j
+           JOIN job_state s ON s.job_id = ANY (ARRAY[j.id])
+          ORDER BY j.id",
+    )
+    .bind(stretch.after)
+    .bind(stretch.before)
+    .bind(stretch.examine)
+    .fetch_all(connection)
+    .boxed()
+}
+
+fn retire_feed(connection: &mut PgConnection, before: DateTime<Utc>) -> Work<'_, ()> {
+    async move {
+        sqlx::query(
+            "-- retire_feed
+             WITH old AS MATERIALIZED (
+                 SELECT f.batch FROM (SELECT batch, at FROM feed ORDER BY batch LIMIT $2) f WHERE f.at < $1
+             ), gone AS (
+                 DELETE FROM feed f USING old WHERE f.batch = ANY (ARRAY[old.batch]) RETURNING f.batch, f.items
+             )
+             UPDATE feed_floor SET batch = last.batch, items = last.items
+               FROM (SELECT g.batch, g.items FROM gone g ORDER BY g.batch DESC LIMIT 1) last
+              WHERE (last.batch, last.items) > (feed_floor.batch, feed_floor.items)",
+        )
+        .bind(before)
+        .bind(MAX_BATCHES)
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+    .boxed()
+}
