@@ -9,6 +9,10 @@
 //! * A delivery dropped unsettled, or left by a dead process, comes again, to anyone.
 //! * Bytes no reader understands are moved to the dead-letter queue by the subscription itself and counted.
 
+pub mod conformance;
+pub mod memory;
+pub mod rabbitmq;
+
 use crate::{
     domain::{ClusterName, StatusEvent, WorkerId},
     wire::{Hint, Nudge},

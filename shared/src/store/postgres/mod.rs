@@ -26,9 +26,9 @@ mod stranded;
 pub use self::config::PostgresConfig;
 use self::{pools::Pools, retire::Walk};
 use super::{
-    Applied, Apply, Changes, Claimed, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Heartbeat, Hinted,
-    Inserted, Leases, Oldest, Page, PageRequest, Patch, Pulse, Recorded, Removed, Scope, Store, StoreError,
-    StoreResult, Stranded, ToHandBack, ToRecord, Token, Vanished, Worker, WorkerCluster,
+    Applied, Apply, Changes, Claimed, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Heartbeat,
+    Hinted, Inserted, Leases, Oldest, Page, PageRequest, Patch, Pulse, Recorded, Removed, Scope, Store,
+    StoreError, StoreResult, Stranded, ToHandBack, ToRecord, Token, Vanished, Worker, WorkerCluster,
 };
 use crate::domain::{ClusterName, Command, HistoryEntry, Job, JobId, NewJob, StatusEvent, TokenId, WorkerId};
 use async_trait::async_trait;
