@@ -231,7 +231,7 @@ async fn horizon_past_strangers(connection: &mut PgConnection) -> sqlx::Result<i
     .await
 }
 
-fn changes<'c>(connection: &'c mut PgConnection, after: FeedCursor, limit: u32) -> Work<'c, Changes> {
+fn changes(connection: &mut PgConnection, after: FeedCursor, limit: u32) -> Work<'_, Changes> {
     async move {
         let Reach { horizon, beyond } = reach(connection).await?;
         let rows = sqlx::query(
@@ -312,46 +312,44 @@ mod tests {
     use crate::domain::JobState;
     use proptest::prelude::*;
 
-    fn entries() -> impl Strategy<Value = Vec<(u128, i32, u32, Option<usize>, usize, Option<String>)>> {
-        let state = 0..JobState::ALL.len();
-        let entry = (
-            any::<u128>(),
-            any::<i32>(),
-            any::<u32>(),
-            proptest::option::of(state.clone()),
-            state,
-            any::<Option<String>>(),
-        );
-        proptest::collection::vec(entry, 0..20)
+    const AT: DateTime<Utc> = DateTime::<Utc>::UNIX_EPOCH;
+
+    fn state() -> impl Strategy<Value = JobState> {
+        proptest::sample::select(&JobState::ALL[..])
+    }
+
+    fn told() -> impl Strategy<Value = JobChange> {
+        let when = (any::<i32>(), any::<u32>());
+        let which = (any::<u128>(), proptest::option::of(state()), state(), any::<Option<String>>());
+        (when, which).prop_map(|((since, attempt), (job, from, to, reason))| JobChange {
+            job: JobId(Uuid::from_u128(job)),
+            project: Project::default_project(),
+            entry: HistoryEntry {
+                at: AT + TimeDelta::microseconds(since.into()),
+                attempt,
+                from,
+                to,
+                reason: reason.map(|r| storable(&r).into_owned()),
+                by: Some("token:test".to_owned()),
+            },
+        })
     }
 
     proptest! {
         #[test]
-        fn a_batch_reads_back_as_it_was_told(entries in entries()) {
-            let at = DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(20_000);
-            let project = Project::default_project();
-            let (mut telling, mut packed, mut told) = (Telling::default(), Vec::new(), Vec::new());
-            for (job, since, attempt, from, to, reason) in entries {
-                let entry = HistoryEntry {
-                    at: at + TimeDelta::microseconds(since.into()),
-                    attempt,
-                    from: from.map(|i| JobState::ALL[i]),
-                    to: JobState::ALL[to],
-                    reason: reason.map(|r| storable(&r).into_owned()),
-                    by: Some("token:test".to_owned()),
-                };
-                let job = JobId(Uuid::from_u128(job));
-                telling.entry(&mut packed, job, &project, &entry, at);
-                told.push(JobChange { job, project: project.clone(), entry });
+        fn a_batch_reads_back_as_it_was_told(told in proptest::collection::vec(told(), 0..20)) {
+            let (mut telling, mut packed) = (Telling::default(), Vec::new());
+            for JobChange { job, project, entry } in &told {
+                telling.entry(&mut packed, *job, project, entry, AT);
             }
-            let read = unpack(7, at, &telling.into_words(), &packed).unwrap();
+            let read = unpack(7, AT, &telling.into_words(), &packed).unwrap();
             let read: Vec<_> = read.into_iter().map(|(_, change)| change).collect();
             prop_assert_eq!(read, told);
         }
 
         #[test]
         fn no_bytes_make_a_reader_panic(bytes: Vec<u8>) {
-            unpack(7, DateTime::<Utc>::UNIX_EPOCH, &["default".to_owned()], &bytes).ok();
+            unpack(7, AT, &["default".to_owned()], &bytes).ok();
         }
     }
 }

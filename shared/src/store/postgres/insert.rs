@@ -32,11 +32,13 @@ const MAX_ROUNDS: usize = 8;
 
 /// A key as it is stored: whose, and its name.
 type Key = (Project, String);
+/// What a key stands for: a body, and the job made of it.
+type Held = ([u8; 32], JobId);
 
 /// What is there already where some new jobs want to be.
 #[derive(Debug, Default)]
 struct Standing {
-    by_key: HashMap<Key, ([u8; 32], JobId)>,
+    by_key: HashMap<Key, Held>,
     jobs: HashMap<JobId, Job>,
 }
 
@@ -317,7 +319,7 @@ fn held_keys<'c>(
     connection: &'c mut PgConnection,
     projects: &'c [String],
     keys: &'c [String],
-) -> Work<'c, Vec<(Key, ([u8; 32], JobId))>> {
+) -> Work<'c, Vec<(Key, Held)>> {
     async move {
         let rows = sqlx::query(
             "-- held_keys

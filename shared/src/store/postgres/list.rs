@@ -76,10 +76,12 @@ impl Pools {
             below = below.min(id_at(before + CLOCK_SLACK));
         }
         let limit = page.limit as usize;
+        if limit == 0 {
+            return Ok(Page::default());
+        }
         let (mut jobs, mut examined) = (Vec::new(), 0);
-        let mut stride = limit + 1;
-        while limit > 0 {
-            stride = stride.clamp(1, MAX_STRIDE);
+        let mut stride = (limit + 1).min(MAX_STRIDE);
+        loop {
             let look = Look {
                 scope: scope.clone(),
                 filter: filter.clone(),
@@ -95,15 +97,14 @@ impl Pools {
                 let next = jobs.last().map(|job| job.id);
                 return Ok(Page { jobs, next });
             }
-            let Some(reached) = found.reached else { break };
+            let Some(reached) = found.reached else { return Ok(Page { jobs, next: None }) };
             below = reached;
             examined += stride;
             if examined >= MAX_EXAMINED {
                 return Ok(Page { jobs, next: Some(JobId(reached)) });
             }
-            stride *= 4;
+            stride = (stride * 4).min(MAX_STRIDE);
         }
-        Ok(Page { jobs, next: None })
     }
 }
 

@@ -1,0 +1,304 @@
+//! What is PostgreSQL's own in the PostgreSQL store: its plans, its outages, its feed's order, its schema. What every
+//! store must do is the conformance suite's.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use chrono::{DateTime, Utc};
+use jobgate_shared::domain::{
+    ClusterName, Command, Document, Ending, Job, JobId, JobSpec, JobState, NewJob, Observation, Project,
+    RetryPolicy, StatusEvent, Submission, WorkerId,
+};
+use jobgate_shared::store::postgres::{PostgresConfig, PostgresStore, migrate};
+use jobgate_shared::store::{
+    Applied, Apply as _, Claimed, Filter, Inserted, Leases as _, PageRequest, Recorded, Scope, Store as _,
+    StoreError, ToRecord, Worker, WorkerCluster,
+};
+use jobgate_tests::services::{Database, Postgres, Shutdown};
+use sqlx::{Connection as _, PgConnection};
+
+const LONG: Duration = Duration::from_hours(1);
+/// What an outage may cost a caller.
+const PROMPT: Duration = Duration::from_secs(3);
+
+fn config(url: &str) -> PostgresConfig {
+    PostgresConfig { application_name: "test".into(), ..PostgresConfig::new(url) }
+}
+
+async fn open(url: &str) -> Result<Arc<PostgresStore>> {
+    migrate(&config(url)).await?;
+    Ok(Arc::new(PostgresStore::connect(&config(url)).await?))
+}
+
+fn new_job() -> NewJob {
+    NewJob {
+        id: JobId::generate(),
+        project: Project::default_project(),
+        name: "sum".into(),
+        cluster: local(),
+        spec: JobSpec { command: vec!["true".into()], ..JobSpec::default() },
+        labels: vec!["nightly".into()],
+        priority: 0,
+        inputs: Document::new(),
+        max_attempts: 1,
+        retry: RetryPolicy::default(),
+        run_at: None,
+        hold: false,
+        created_by: "token:test".into(),
+        idempotency: None,
+    }
+}
+
+fn local() -> ClusterName {
+    "local".parse().expect("a good name")
+}
+
+fn serves() -> Vec<WorkerCluster> {
+    vec![WorkerCluster { name: local(), reach: None, parked: None }]
+}
+
+async fn insert(store: &PostgresStore, count: usize) -> Result<Vec<JobId>> {
+    let new: Vec<NewJob> = (0..count).map(|_| new_job()).collect();
+    let outcomes = store.insert(&new, Some(LONG)).await?;
+    let created = outcomes.into_iter().map(|outcome| match outcome {
+        Inserted::Created(job) => Ok(job.id),
+        Inserted::Existing(_) | Inserted::KeyReused => bail!("{outcome:?}"),
+    });
+    created.collect()
+}
+
+async fn worker(store: &PostgresStore) -> Result<WorkerId> {
+    let (id, now) = (WorkerId::generate(), store.now().await?);
+    let worker = Worker {
+        id,
+        host: "here".into(),
+        clusters: serves(),
+        registered_at: now,
+        expires_at: now,
+        alive: true,
+        draining: false,
+        jobs: 0,
+    };
+    store.register(&worker, LONG).await?;
+    Ok(id)
+}
+
+fn ended(job: &Job, ending: Ending, at: DateTime<Utc>) -> StatusEvent {
+    StatusEvent {
+        job: job.id,
+        attempt: job.life.attempt,
+        epoch: job.life.epoch,
+        seq: 1,
+        by: job.life.owner.unwrap_or(WorkerId::NOBODY),
+        submission: Some(job.id.to_string()),
+        observation: Observation::Ended {
+            ending,
+            exit_code: Some(0),
+            reason: None,
+            began: Some(at),
+            at: Some(at),
+        },
+        at,
+    }
+}
+
+/// The jobs, from accepted to ended.
+async fn run(store: &PostgresStore, worker: WorkerId, ids: &[JobId], ending: Ending) -> Result<()> {
+    let mut jobs = Vec::new();
+    for outcome in store.claim(worker, &serves(), ids).await? {
+        let Claimed::Granted(job) = outcome else { bail!("{outcome:?}") };
+        jobs.push(*job);
+    }
+    let submission =
+        |job: &Job| Submission { id: job.id.to_string(), detail: serde_json::Value::Null, reach: None };
+    let created: Vec<ToRecord> = jobs
+        .iter()
+        .map(|job| ToRecord { job: job.id, attempt: job.life.attempt, submission: submission(job) })
+        .collect();
+    let recorded = store.record(&created).await?;
+    ensure!(recorded.iter().all(|r| *r == Recorded::Won), "{recorded:?}");
+    let at = store.now().await?;
+    let events: Vec<StatusEvent> = jobs.iter().map(|job| ended(job, ending, at)).collect();
+    let applied = store.apply(&events).await?;
+    ensure!(applied.iter().all(|a| *a == Applied::Advanced), "{applied:?}");
+    Ok(())
+}
+
+/// Scans of whole tables, and rows read through indexes, since the server counted from zero.
+async fn reads(connection: &mut PgConnection) -> Result<(i64, i64)> {
+    let tables: (i64, i64) = sqlx::query_as(
+        "-- reads_of_tables
+         SELECT coalesce(sum(seq_tup_read), 0)::bigint, coalesce(sum(idx_tup_fetch), 0)::bigint
+           FROM pg_stat_user_tables WHERE relname IN ('jobs', 'job_state', 'waiting')",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(tables)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_hold_when_the_statistics_say_that_every_table_is_empty() -> Result<()> {
+    const ROWS: usize = 20_000;
+    const BATCH: usize = 200;
+    let database = Database::fresh().await?;
+    let store = open(database.url()).await?;
+    let mut connection = PgConnection::connect(database.url()).await?;
+    // Counted while empty, and never again: the worst a planner can believe.
+    let stale = "-- stale_statistics
+        ALTER TABLE jobs SET (autovacuum_enabled = off); ALTER TABLE job_state SET (autovacuum_enabled = off);
+        ALTER TABLE waiting SET (autovacuum_enabled = off); VACUUM ANALYZE jobs, job_state, waiting";
+    for statement in stale.split(';') {
+        sqlx::raw_sql(statement).execute(&mut connection).await?;
+    }
+    let worker = worker(&store).await?;
+    // Every statement is planned on empty tables, and keeps that plan.
+    let first = insert(&store, 1).await?;
+    run(&store, worker, &first, Ending::Finished).await?;
+    for _ in 0..ROWS / 1_000 {
+        insert(&store, 1_000).await?;
+    }
+    store.close().await;
+    let store = open(database.url()).await?;
+    let ids = insert(&store, BATCH).await?;
+    sqlx::raw_sql("-- forget_reads\nSELECT pg_stat_reset()").execute(&mut connection).await?;
+    run(&store, worker, &ids, Ending::Failed).await?;
+    store.command(&Scope::All, &ids, Command::Retry, "token:test").await?;
+    store.command(&Scope::All, &ids, Command::Cancel, "token:test").await?;
+    let due = store.due(&local(), 10, LONG, LONG).await?;
+    ensure!(due.is_empty(), "everything is hinted: {due:?}");
+    let states = vec![JobState::Canceled];
+    let filter = Filter { states, ..Filter::default() };
+    let page = store.list(&Scope::All, &filter, PageRequest { after: None, limit: 50 }).await?;
+    ensure!(page.jobs.len() == 50, "{} jobs", page.jobs.len());
+    store.close().await;
+    // A backend reports what it read at its end at the latest; this is after that.
+    let (scanned, fetched) = reads(&mut connection).await?;
+    ensure!(scanned == 0, "{scanned} rows were read by scanning whole tables");
+    let (touched, most) = (i64::try_from(BATCH)?, 40);
+    ensure!(fetched >= touched * 5, "{fetched} rows fetched: the counters do not count");
+    ensure!(fetched < touched * most, "{fetched} rows fetched for {touched} jobs: not by their keys");
+    Ok(connection.close().await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_down_is_away_at_once_and_back_when_it_is_back() -> Result<()> {
+    let mut server = Postgres::start().await?;
+    let database = server.database().await?;
+    let store = open(database.url()).await?;
+    let worker = worker(&store).await?;
+    let ids = insert(&store, 10).await?;
+    server.stop(Shutdown::Immediate).await?;
+    let away = async |what: &str, outcome: Result<(), StoreError>, began: Instant| {
+        ensure!(matches!(outcome, Err(StoreError::Away(_))), "{what}: {outcome:?}");
+        ensure!(began.elapsed() < PROMPT, "{what} took {:?}", began.elapsed());
+        Ok(())
+    };
+    let began = Instant::now();
+    away("a read", store.get(&Scope::All, ids[0]).await.map(drop), began).await?;
+    let began = Instant::now();
+    away("a write", store.insert(&[new_job()], None).await.map(drop), began).await?;
+    let began = Instant::now();
+    away("a claim", store.claim(worker, &serves(), &ids).await.map(drop), began).await?;
+    let began = Instant::now();
+    away("a start", PostgresStore::connect(&config(database.url())).await.map(drop), began).await?;
+    server.start_again().await?;
+    run(&store, worker, &ids, Ending::Finished).await?;
+    store.close().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_under_way_is_finished_though_its_caller_is_gone() -> Result<()> {
+    let database = Database::fresh().await?;
+    let store = open(database.url()).await?;
+    let mut blocker = PgConnection::connect(database.url()).await?;
+    let mut transaction = blocker.begin().await?;
+    sqlx::raw_sql("-- block_inserts\nLOCK TABLE jobs IN SHARE MODE").execute(&mut *transaction).await?;
+    let new = new_job();
+    let mut call = Box::pin(store.insert(std::slice::from_ref(&new), None));
+    let waits = "-- waiting_backends
+        SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let under_way = async {
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *transaction).await? == 0 {
+            tokio::task::yield_now().await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        answer = &mut call => bail!("the insert was not held up: {answer:?}"),
+        waits = under_way => waits?,
+    }
+    drop(call);
+    transaction.commit().await?;
+    // Closing waits for the write.
+    store.close().await;
+    let store = open(database.url()).await?;
+    let stored = store.get(&Scope::All, new.id).await?.context("the job was stored")?;
+    ensure!(stored.life.state == JobState::Initialized, "{stored:?}");
+    store.close().await;
+    Ok(blocker.close().await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_transaction_of_somebody_else_does_not_hold_the_feed_up() -> Result<()> {
+    let database = Database::fresh().await?;
+    let store = open(database.url()).await?;
+    let mut stranger = PgConnection::connect(database.url()).await?;
+    let mut transaction = stranger.begin().await?;
+    sqlx::raw_sql("-- take_a_number\nSELECT pg_current_xact_id()").execute(&mut *transaction).await?;
+    let begin = store.feed_end().await?;
+    let ids = insert(&store, 3).await?;
+    let told = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            let changes = store.changes(begin, 10).await?;
+            if !changes.items.is_empty() {
+                return anyhow::Ok(changes);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await??;
+    let jobs: Vec<JobId> = told.items.iter().map(|(_, change)| change.job).collect();
+    ensure!(jobs == ids && !told.gap, "{told:?}");
+    transaction.rollback().await?;
+    store.close().await;
+    Ok(stranger.close().await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_feed_waits_for_a_batch_that_began_earlier_and_commits_later() -> Result<()> {
+    let database = Database::fresh().await?;
+    let store = open(database.url()).await?;
+    let begin = store.feed_end().await?;
+    let mut slow = PgConnection::connect(database.url()).await?;
+    let mut transaction = slow.begin().await?;
+    // As a save does it: the number and the row in one statement.
+    let tell = "-- tell_nothing
+        INSERT INTO feed (batch, at, items, words, entries)
+        VALUES (pg_current_xact_id()::text::bigint, now() - interval '1 minute', 0, '{}', '')";
+    sqlx::raw_sql(tell).execute(&mut *transaction).await?;
+    insert(&store, 1).await?;
+    // Long enough that the reader asks whose the running transaction is.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let early = store.changes(begin, 10).await?;
+    ensure!(early.items.is_empty(), "told past a batch still being written: {early:?}");
+    transaction.commit().await?;
+    let told = store.changes(begin, 10).await?;
+    ensure!(told.items.len() == 1, "{told:?}");
+    store.close().await;
+    Ok(slow.close().await?)
+}
+
+#[tokio::test]
+async fn a_schema_that_is_older_than_the_build_is_refused_at_the_start() -> Result<()> {
+    let database = Database::fresh().await?;
+    let refused = PostgresStore::connect(&config(database.url())).await;
+    ensure!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+    migrate(&config(database.url())).await?;
+    migrate(&config(database.url())).await?;
+    let store = PostgresStore::connect(&config(database.url())).await?;
+    store.ping().await?;
+    store.close().await;
+    Ok(())
+}
