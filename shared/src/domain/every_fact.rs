@@ -92,6 +92,7 @@ pub(super) enum Step {
     Record { worker: bool, older: bool },
     HandBack { older: bool },
     Event { observation: Observation, older_epoch: bool, older_attempt: bool, other: bool, seq: u32 },
+    Vanished { owner_alive: bool, lost: bool },
     Command(Command),
 }
 
@@ -126,6 +127,7 @@ fn step() -> impl Strategy<Value = Step> {
                 observation, older_epoch, older_attempt, other, seq,
             }
         ),
+        1 => (any::<bool>(), rarely()).prop_map(|(owner_alive, lost)| Step::Vanished { owner_alive, lost }),
         1 => prop::sample::select(Command::ALL.to_vec()).prop_map(Step::Command),
     ]
 }
@@ -161,6 +163,10 @@ impl Step {
                 observation,
                 at: at(0),
             }),
+            Self::Vanished { owner_alive, lost } => Told::Vanished {
+                lost_after: lost.then_some(Duration::ZERO),
+                standing: Standing { claimer_alive: false, owner_alive, cluster_paused: false },
+            },
             Self::Command(command) => Told::Command(command),
         }
     }
@@ -261,7 +267,11 @@ proptest! {
                 Told::Claim { worker, reach, alone, standing } => {
                     Told::Claim { worker, reach, alone, standing: Standing { owner_alive: true, ..standing } }
                 }
-                told @ (Told::Record { .. } | Told::HandBack { .. } | Told::Event(_) | Told::Command(_)) => told,
+                told @ (Told::Record { .. }
+                | Told::HandBack { .. }
+                | Told::Event(_)
+                | Told::Vanished { .. }
+                | Told::Command(_)) => told,
             };
             let outcome = transition(life, 3, &retry_all(), &again.fact(), at(5000));
             assert!(!matches!(outcome, Outcome::Advanced { .. }), "{told:?} {outcome:?}");

@@ -40,6 +40,7 @@ pub(super) enum Told {
     Record { attempt: u32, submission: Submission },
     HandBack { worker: WorkerId, epoch: u32, pause: Duration },
     Event(StatusEvent),
+    Vanished { lost_after: Option<Duration>, standing: Standing },
     Command(Command),
 }
 
@@ -54,6 +55,9 @@ impl Told {
                 Fact::HandBack { worker: *worker, epoch: *epoch, why: "no room", pause: *pause }
             }
             Self::Event(event) => Fact::Event(event),
+            Self::Vanished { lost_after, standing } => {
+                Fact::Vanished { since: at(0), lost_after: *lost_after, standing: *standing }
+            }
             Self::Command(command) => Fact::Command { command: *command, by: "token:t" },
         }
     }
@@ -65,6 +69,7 @@ impl Told {
             Self::Record { .. } => "record",
             Self::HandBack { .. } => "hand back",
             Self::Event(_) => "event",
+            Self::Vanished { .. } => "vanished",
             Self::Command(Command::Cancel) => "cancel",
             Self::Command(Command::Hold) => "hold",
             Self::Command(Command::Release) => "release",
@@ -237,6 +242,15 @@ pub(super) fn facts(attempt: u32) -> Vec<Sample> {
         hand_back("by another", OTHER, 3),
     ]);
     facts.extend(events(attempt));
+    let vanished = |how, lost_after, standing| {
+        let told = Told::Vanished { lost_after: Some(Duration::from_secs(lost_after)), standing };
+        Sample { what: "vanished", how, told }
+    };
+    facts.extend([
+        vanished("for a while", 5000, standing(false, false)),
+        vanished("for too long", 500, standing(false, false)),
+        vanished("though its owner lives", 500, standing(true, false)),
+    ]);
     facts.extend(Command::ALL.map(|command| {
         let told = Told::Command(command);
         Sample { what: told.kind(), how: "", told }

@@ -104,13 +104,19 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// The fact this is to a job with this row, or the answer when it is none.
-    fn fact(self, row: &Row) -> Result<Fact<'a>, Decided> {
+    /// The fact this is to a job with this row, which the facts before it in the batch gave `life`; or the answer when it
+    /// is none.
+    fn fact(self, row: &Row, life: &Life) -> Result<Fact<'a>, Decided> {
         Ok(match self {
             Self::Claim { worker, clusters, alone } => {
                 let served = clusters.iter().find(|c| c.name == row.cluster);
                 let served = served.ok_or(Decided::Refused(Refusal::OutOfReach))?;
-                Fact::Claim { worker, reach: served.reach.as_ref(), alone, standing: row.standing }
+                let mut standing = row.standing;
+                if life.owner != row.life.owner {
+                    // Claimed by this very batch: an id named twice is granted twice under one claim.
+                    standing.owner_alive = standing.claimer_alive;
+                }
+                Fact::Claim { worker, reach: served.reach.as_ref(), alone, standing }
             }
             Self::Record(ToRecord { attempt, submission, .. }) => {
                 Fact::Record { attempt: *attempt, submission }
@@ -232,7 +238,7 @@ impl Round {
 
     fn tell(&mut self, job: JobId, told: Told<'_>, now: DateTime<Utc>) -> Decided {
         let Some((row, life, changes)) = self.rows.get_mut(&job) else { return Decided::Absent };
-        let fact = match told.fact(row) {
+        let fact = match told.fact(row, life) {
             Ok(fact) => fact,
             Err(answer) => return answer,
         };

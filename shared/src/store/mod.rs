@@ -10,6 +10,7 @@
 //! * Outcomes (a duplicate, a refusal, an absence) are values; batches answer one outcome per item, in order.
 //! * Time that two processes must agree on is the store's own.
 
+pub mod conformance;
 mod kernel;
 pub mod memory;
 pub mod postgres;
@@ -631,3 +632,8 @@ pub trait Store: Apply {
     /// Removes a token; false when there is none in scope.
     async fn revoke_token(&self, scope: &Scope, id: TokenId) -> StoreResult<bool>;
 }
+
+/// Every face of one adapter: for a process that plays all roles.
+pub trait FullStore: Store + Leases {}
+
+impl<T: Store + Leases> FullStore for T {}

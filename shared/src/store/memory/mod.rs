@@ -173,3 +173,36 @@ impl Ledger for Rows<'_> {
 fn job_change(job: &Job, entry: HistoryEntry) -> JobChange {
     JobChange { job: job.id, project: job.project.clone(), entry }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, SystemClock};
+    use crate::store::{FullStore, conformance::Stage};
+    use std::time::Duration;
+
+    struct Memory {
+        clock: Arc<ManualClock>,
+        store: Arc<MemoryStore>,
+    }
+
+    #[async_trait]
+    impl Stage for Memory {
+        fn store(&self) -> Arc<dyn FullStore> {
+            self.store.clone()
+        }
+
+        async fn pass(&self, by: Duration) {
+            self.clock.advance(by);
+        }
+
+        async fn close(&self) {}
+    }
+
+    fn memory() -> Memory {
+        let clock = Arc::new(ManualClock::at(SystemClock.now()));
+        Memory { store: Arc::new(MemoryStore::new(clock.clone())), clock }
+    }
+
+    crate::store_conformance!(async || anyhow::Ok(memory()));
+}
