@@ -35,6 +35,7 @@ tests! {
     a_runner_that_is_told_to_end_ends_its_job_and_says_so,
     a_job_whose_runner_was_killed_is_gone_with_all_it_started,
     a_job_whose_runner_was_killed_can_still_be_canceled,
+    a_command_that_hides_who_it_is_dies_with_its_runner,
     a_runner_killed_at_any_moment_never_makes_a_job_run_twice,
     a_recorded_pid_that_is_another_process_now_is_not_signalled,
     a_runner_that_cannot_be_started_is_an_outage_and_no_end,
@@ -180,6 +181,17 @@ async fn a_job_whose_runner_was_killed_can_still_be_canceled() {
         let (ending, _, reason) = end(engine, &made).await;
         assert_eq!((ending, reason.as_str()), (Ending::Canceled, "canceled; its runner was gone already"));
     }
+}
+
+async fn a_command_that_hides_who_it_is_dies_with_its_runner() {
+    let rig = LocalRig::new();
+    let engine = rig.engine();
+    let hide = "exec env -i sh -c 'echo $$ > \"$0/hidden\"; exec sleep 600' \"$SHARED\"";
+    let made = run(&engine, &job(&rig, hide)).await;
+    let hidden: u32 = rig.told("hidden").await.trim().parse().unwrap();
+    kill_the_runner(&rig, &made).await;
+    until("its end", || rig.is_gone(hidden).then_some(())).await;
+    assert!(matches!(over(&engine, &made).await, Sighting::Gone { .. }));
 }
 
 async fn a_runner_killed_at_any_moment_never_makes_a_job_run_twice() {

@@ -3,7 +3,10 @@
 use crate::rig::{LocalRig, create, end, is_running, job, output, over, run, sight, until};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use jobgate_shared::{clock::Clock, domain::Ending, settings::Period};
+use jobgate_shared::{
+    clock::Clock,
+    domain::{Ending, Submission, SubmissionTag},
+};
 use jobgate_worker::{
     engine::{EngineError, Sighting, Stream},
     engines::conformance::Rig as _,
@@ -37,7 +40,8 @@ tests! {
     the_spool_is_private_and_the_spec_is_gone_once_the_command_runs,
     a_spool_is_one_reach_and_a_replaced_one_is_away,
     an_end_stirs_every_instance,
-    ended_attempts_nobody_forgets_go_after_their_time,
+    what_ended_and_nobody_forgot_is_listed,
+    what_was_being_made_or_removed_is_debris_after_an_hour,
 }
 
 async fn output_beyond_the_limit_is_dropped_and_the_job_not_blocked() {
@@ -196,8 +200,6 @@ async fn a_job_without_a_directory_gets_a_fresh_one_that_goes_with_it() {
     assert!(!place.exists() && !place.parent().unwrap().exists());
     assert_eq!(fs::read_dir(rig.spool().join("trash")).unwrap().count(), 0);
     assert!(fs::exists("/bin/sh").unwrap(), "a link is removed, not what it names");
-    let gone = engine.read_log(made.tag, &made.submission, Stream::Stdout, 0, 10).await.unwrap();
-    assert!(gone.bytes.is_empty() && gone.last);
 }
 
 async fn a_log_replaced_by_a_link_or_a_pipe_is_not_read() {
@@ -288,30 +290,50 @@ impl Clock for Ahead {
     }
 }
 
-async fn ended_attempts_nobody_forgets_go_after_their_time() {
-    let mut rig = LocalRig::with(|config| config.keep_ended = Period::new(Duration::from_hours(5)));
+async fn what_ended_and_nobody_forgot_is_listed() {
+    let rig = LocalRig::new();
+    let engine = rig.engine();
+    let finished = run(&engine, &job(&rig, ":")).await;
+    assert_eq!(end(&engine, &finished).await.0, Ending::Finished);
+    let abandoned = run(&engine, &job(&rig, "kill -9 $PPID")).await;
+    assert!(matches!(over(&engine, &abandoned).await, Sighting::Gone { .. }));
+    let canceled = create(&engine, &job(&rig, ":")).await;
+    engine.cancel(canceled.tag, &canceled.submission).await.unwrap();
+    let running = run(&engine, &job(&rig, "exec sleep 600")).await;
+    is_running(&engine, &running).await;
+    let inert = create(&engine, &job(&rig, ":")).await;
+    let ids = |found: Vec<(SubmissionTag, Submission)>| -> BTreeSet<String> {
+        found.into_iter().map(|(_, submission)| submission.id).collect()
+    };
+    let over_now = [&finished, &abandoned, &canceled].map(|made| made.submission.id.clone());
+    assert_eq!(ids(engine.ended(Duration::ZERO).await.unwrap()), BTreeSet::from(over_now));
+    assert!(engine.ended(Duration::from_hours(1)).await.unwrap().is_empty());
+    assert_eq!(ids(engine.inert(Duration::ZERO).await.unwrap()), BTreeSet::from([inert.submission.id]));
+    for made in [&finished, &abandoned, &canceled] {
+        engine.forget(made.tag, &made.submission).await.unwrap();
+    }
+    assert!(engine.ended(Duration::ZERO).await.unwrap().is_empty());
+    engine.cancel(running.tag, &running.submission).await.unwrap();
+    assert_eq!(end(&engine, &running).await.0, Ending::Canceled);
+}
+
+async fn what_was_being_made_or_removed_is_debris_after_an_hour() {
+    let mut rig = LocalRig::new();
     let clock = Arc::new(Ahead(Mutex::new(Duration::ZERO)));
     rig.clock = clock.clone();
     let engine = rig.engine();
-    let ended = run(&engine, &job(&rig, ":")).await;
-    assert_eq!(end(&engine, &ended).await.0, Ending::Finished);
-    let running = run(&engine, &job(&rig, "sleep 600")).await;
-    is_running(&engine, &running).await;
     let inert = create(&engine, &job(&rig, ":")).await;
-    let debris = rig.spool().join("trash/0123456789abcdef");
-    fs::create_dir(&debris).unwrap();
-    fs::create_dir(rig.spool().join(job(&rig, ":").tag.to_string())).unwrap();
-    for (hours, ended_stays, debris_stays) in [(0, true, true), (4, true, false), (6, false, false)] {
+    let debris = ["trash/0123456789abcdef", "new/0123456789abcdef"].map(|path| rig.spool().join(path));
+    for path in &debris {
+        fs::create_dir(path).unwrap();
+    }
+    let empty = rig.spool().join(job(&rig, ":").tag.to_string());
+    fs::create_dir(&empty).unwrap();
+    for (hours, stays) in [(0, true), (2, false)] {
         *clock.0.lock().unwrap() = Duration::from_hours(hours);
         let found = engine.inert(Duration::ZERO).await.unwrap();
         assert_eq!(found, [(inert.tag, inert.submission.clone())]);
-        assert_eq!(sight(&engine, &ended).await == Sighting::Absent, !ended_stays, "after {hours} h");
-        assert_eq!(debris.exists(), debris_stays, "after {hours} h");
+        assert!(debris.iter().all(|path| path.exists() == stays), "after {hours} h");
+        assert!(!empty.exists(), "an empty place is nobody's");
     }
-    let tags = fs::read_dir(rig.spool()).unwrap().flatten();
-    let tags = tags.filter(|entry| entry.file_name().to_string_lossy().starts_with("jobgate-")).count();
-    assert_eq!(tags, 2, "what is inert and what runs; the empty one is gone");
-    is_running(&engine, &running).await;
-    engine.cancel(running.tag, &running.submission).await.unwrap();
-    over(&engine, &running).await;
 }

@@ -1,7 +1,7 @@
 //! How attempts come to run, or never do.
 
 use super::{Bench, Made};
-use crate::engine::Sighting;
+use crate::engine::{EngineError, Sighting, Stream};
 use futures::future::join_all;
 use jobgate_shared::domain::{Ending, Observation};
 use std::time::Duration;
@@ -192,6 +192,8 @@ pub(super) async fn what_was_forgotten_never_runs_again(bench: Bench) {
         bench.engine.forget(made.tag(), &made.submission).await.expect("forget");
     }
     assert_eq!(bench.sight(&made).await, Sighting::Absent);
+    let log = bench.engine.read_log(made.tag(), &made.submission, Stream::Stdout, 0, 1).await;
+    assert!(matches!(log, Err(EngineError::Refused(_))), "{log:?}");
     // A zombie that starts what it recorded long ago, and one that creates under the tag again.
     drop(bench.engine.start(made.tag(), &made.submission).await);
     let again = bench.create(job).await;

@@ -178,16 +178,7 @@ impl Attempt {
         self.read_json("exit")
     }
 
-    /// When `exit` appeared.
-    pub(super) fn ended_at(&self) -> io::Result<Option<DateTime<Utc>>> {
-        match rustix::fs::statat(&self.dir, "exit", AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(time_of(&stat))),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// When its directory last changed: when it was made, as long as nothing has started it.
+    /// When its directory last changed: when it was made, as long as nothing has started it; when it ended, once it has.
     pub(super) fn changed_at(&self) -> io::Result<DateTime<Utc>> {
         Ok(time_of(&rustix::fs::fstat(&self.dir)?))
     }

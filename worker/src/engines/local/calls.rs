@@ -7,14 +7,13 @@ use super::{
     records::RunSpec,
     runner,
     spool::{Place, Spool},
-    standing::{Burial, Standing, bury, look},
+    standing::{self, Burial, Standing, bury, look},
 };
 use crate::{
     engine::{EngineResult, LogChunk, Sighting, ToCreate},
     engines::EngineContext,
 };
 use anyhow::Context as _;
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jobgate_shared::domain::{Ending, Observation, Reach, Submission, SubmissionTag, identity_env};
 use std::{
@@ -255,32 +254,51 @@ impl Calls {
         self.spool.remove(place).map_err(away)
     }
 
-    /// Attempts that never began and nobody canceled, and on the way what nobody will ask for any more.
+    /// Attempts that never began and nobody canceled.
     pub(super) fn inert(&self, older_than: Duration) -> io::Result<Vec<(SubmissionTag, Submission)>> {
         self.reap();
+        self.spool.clear_debris(self.context.clock.now().into(), DEBRIS_AFTER)?;
+        self.sweep(older_than, |attempt| {
+            Ok(match attempt.token()? {
+                None => Some(attempt.changed_at()?),
+                Some(Token::Tombstone { at }) => (!attempt.is_cancel_asked()?).then_some(at),
+                Some(Token::Runner { .. }) => None,
+            })
+        })
+    }
+
+    /// Attempts that are over and lie here still.
+    pub(super) fn ended(&self, older_than: Duration) -> io::Result<Vec<(SubmissionTag, Submission)>> {
+        self.sweep(older_than, |attempt| {
+            Ok(match standing::read(attempt)? {
+                Standing::Ended(_) | Standing::Abandoned { .. } => Some(attempt.changed_at()?),
+                Standing::Tombstone { at } => attempt.is_cancel_asked()?.then_some(at),
+                Standing::Missing | Standing::Inert | Standing::Running { .. } => None,
+            })
+        })
+    }
+
+    /// Attempts for which `since` gives a time at least `older_than` ago.
+    fn sweep(
+        &self,
+        older_than: Duration,
+        since: impl Fn(&Attempt) -> io::Result<Option<DateTime<Utc>>>,
+    ) -> io::Result<Vec<(SubmissionTag, Submission)>> {
         let now = self.context.clock.now();
-        let is_older = |at: DateTime<Utc>, age| (now - at).to_std().is_ok_and(|passed| passed >= age);
-        self.spool.clear_debris(now.into(), DEBRIS_AFTER)?;
         let tags = self.spool.tags()?;
         let cluster = self.context.cluster.to_string();
         #[allow(clippy::cast_precision_loss, reason = "a spool never holds 2^52 attempts")]
         metrics::gauge!("jobgate_local_spool_attempts", "cluster" => cluster).set(tags.len() as f64);
-        let mut inert = Vec::new();
+        let mut found = Vec::new();
         for tag in tags {
             let Some(place) = self.spool.under(tag)? else { continue };
             let Some(attempt) = self.spool.attempt(place)? else { continue };
-            let never_began = match attempt.token()? {
-                None => true,
-                Some(Token::Tombstone { .. }) => !attempt.is_cancel_asked()?,
-                Some(Token::Runner { .. }) => false,
-            };
-            if never_began && is_older(attempt.changed_at()?, older_than) {
-                inert.push((tag, self.submission(place)));
-            } else if attempt.ended_at()?.is_some_and(|at| is_older(at, *self.config.keep_ended)) {
-                self.spool.remove(place)?;
+            let age = since(&attempt)?.and_then(|at| (now - at).to_std().ok());
+            if age.is_some_and(|age| age >= older_than) {
+                found.push((tag, self.submission(place)));
             }
         }
-        Ok(inert)
+        Ok(found)
     }
 
     pub(super) fn read_log(
@@ -289,10 +307,10 @@ impl Calls {
         name: &str,
         offset: u64,
         limit: usize,
-    ) -> io::Result<LogChunk> {
+    ) -> EngineResult<LogChunk> {
         // Looked at before the bytes are: what is read after the end was seen is all there is.
-        let (standing, attempt) = look(&self.spool, place)?;
-        let Some(attempt) = attempt else { return Ok(LogChunk { bytes: Bytes::new(), last: true }) };
+        let (standing, attempt) = look(&self.spool, place).map_err(away)?;
+        let Some(attempt) = attempt else { return Err(forgotten()) };
         let over = match standing {
             Standing::Inert | Standing::Running { .. } => false,
             Standing::Missing
@@ -300,7 +318,7 @@ impl Calls {
             | Standing::Ended(_)
             | Standing::Abandoned { .. } => true,
         };
-        let (bytes, at_end) = attempt.read_at(name, offset, limit)?;
+        let (bytes, at_end) = attempt.read_at(name, offset, limit).map_err(away)?;
         Ok(LogChunk { bytes: bytes.into(), last: over && at_end })
     }
 
@@ -364,6 +382,11 @@ impl Runners {
         });
         ended
     }
+}
+
+/// What its output was is not known here any more.
+pub(super) fn forgotten() -> super::EngineError {
+    super::EngineError::Refused("its logs are not kept here any more".to_owned())
 }
 
 fn never_began(at: DateTime<Utc>) -> Observation {

@@ -38,9 +38,6 @@ pub struct LocalConfig {
     pub poll_interval: Period<10, 60_000>,
     /// The mode bits files made by jobs do not get; TOML writes octal as `0o022`. Default: `0o022`.
     pub umask: u32,
-    /// How long an attempt that has ended is kept when nobody says it can go, as when its worker died just then: `1h` to
-    /// `365days`. Default: `30days`.
-    pub keep_ended: Period<3_600_000, 31_536_000_000>,
     /// A directory of the cgroup v2 tree that is delegated to this worker. Every job then gets a group of its own below it:
     /// `memory_mib` limits the whole job, nothing of a job survives its end, and an end for want of memory says so. Default:
     /// none, `memory_mib` limits each process of a job (`RLIMIT_DATA`).
@@ -59,7 +56,6 @@ impl Default for LocalConfig {
             kill_grace: Period::new(Duration::from_secs(10)),
             poll_interval: Period::new(Duration::from_millis(200)),
             umask: 0o022,
-            keep_ended: Period::new(Duration::from_hours(30 * 24)),
             cgroup: None,
         }
     }

@@ -179,6 +179,10 @@ impl Engine for LocalEngine {
         self.call(move |calls| calls.inert(older_than).map_err(away)).await
     }
 
+    async fn ended(&self, older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>> {
+        self.call(move |calls| calls.ended(older_than).map_err(away)).await
+    }
+
     async fn read_log(
         &self,
         tag: SubmissionTag,
@@ -188,13 +192,13 @@ impl Engine for LocalEngine {
         limit: usize,
     ) -> EngineResult<LogChunk> {
         let Some(place) = self.inside.place(tag, submission)? else {
-            return Ok(LogChunk { bytes: bytes::Bytes::new(), last: true });
+            return Err(calls::forgotten());
         };
         let name = match stream {
             Stream::Stdout => "stdout",
             Stream::Stderr => "stderr",
         };
-        self.call(move |calls| calls.read_log(place, name, offset, limit).map_err(away)).await
+        self.call(move |calls| calls.read_log(place, name, offset, limit)).await
     }
 
     async fn forget(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()> {

@@ -38,7 +38,8 @@ pub(super) fn look(spool: &Spool, place: Place) -> io::Result<(Standing, Option<
     Ok((standing, Some(attempt)))
 }
 
-fn read(attempt: &Attempt) -> io::Result<Standing> {
+/// What the files of an attempt say that nobody takes away meanwhile.
+pub(super) fn read(attempt: &Attempt) -> io::Result<Standing> {
     if let Some(end) = attempt.exit()? {
         return Ok(Standing::Ended(end));
     }
