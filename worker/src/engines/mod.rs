@@ -3,20 +3,24 @@
 //! What is configured is checked before anything is built; what a job may ask of an engine is checked by [`validator`],
 //! which needs the configuration only and so works in the API process, too.
 
+pub mod conformance;
+pub mod local;
 pub mod noop;
 
 use crate::engine::{Engine, SubmitMode};
 use jobgate_shared::{
     clock::Clock,
-    domain::{JobSpec, SpecError},
+    domain::{ClusterName, JobSpec, SpecError},
 };
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// The resource manager behind one cluster, and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "engine", rename_all = "snake_case")]
 pub enum EngineConfig {
+    /// Runs jobs as processes of the worker's own host.
+    Local(local::LocalConfig),
     /// Runs nothing: jobs that end by themselves, for measuring and testing what stands around them.
     Noop(noop::NoopConfig),
 }
@@ -24,8 +28,16 @@ pub enum EngineConfig {
 /// What the process gives to every engine it builds.
 #[derive(Debug, Clone)]
 pub struct EngineContext {
+    /// The cluster the engine stands behind.
+    pub cluster: ClusterName,
     /// The process's source of time.
     pub clock: Arc<dyn Clock>,
+    /// Where an engine keeps files when its settings name no place.
+    pub data_dir: PathBuf,
+    /// How to start a process that cares for one local job.
+    pub runner: local::RunnerCommand,
+    /// When a call to a resource manager is given up: a third of the worker's lease at most.
+    pub call_timeout: Duration,
 }
 
 /// Checks a spec against what one engine can do; asks nobody.
@@ -35,6 +47,7 @@ impl EngineConfig {
     /// The name of the engine, as configuration and metrics spell it.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Local(_) => "local",
             Self::Noop(_) => "noop",
         }
     }
@@ -42,6 +55,7 @@ impl EngineConfig {
     /// How it keeps an attempt from starting twice.
     pub fn mode(&self) -> SubmitMode {
         match self {
+            Self::Local(_) => SubmitMode::TwoPhase,
             Self::Noop(config) => config.mode,
         }
     }
@@ -49,6 +63,7 @@ impl EngineConfig {
     /// Checks the settings; an error names the one that is wrong.
     pub fn check(&self) -> anyhow::Result<()> {
         match self {
+            Self::Local(config) => config.check(),
             Self::Noop(config) => config.check(),
         }
     }
@@ -58,6 +73,9 @@ impl EngineConfig {
 pub fn build(config: &EngineConfig, context: &EngineContext) -> anyhow::Result<Arc<dyn Engine>> {
     config.check()?;
     match config {
+        EngineConfig::Local(config) => {
+            Ok(Arc::new(local::LocalEngine::open(config.clone(), context.clone())?))
+        }
         EngineConfig::Noop(config) => {
             Ok(Arc::new(noop::NoopEngine::new(config.clone(), context.clock.clone())?))
         }
@@ -67,6 +85,7 @@ pub fn build(config: &EngineConfig, context: &EngineContext) -> anyhow::Result<A
 /// The engine's check of a spec, without the engine.
 pub fn validator(config: &EngineConfig) -> Validator {
     match config.clone() {
+        EngineConfig::Local(config) => Arc::new(move |spec| local::validate(&config, spec)),
         EngineConfig::Noop(_) => Arc::new(noop::validate),
     }
 }

@@ -335,14 +335,16 @@ impl Engine for NoopEngine {
         _limit: usize,
     ) -> EngineResult<LogChunk> {
         let mut held = self.held();
-        let running = |attempt: &mut Attempt| match self.look(tag, attempt) {
-            Sighting::Seen(Observation::Ended { .. }) => false,
+        let Some(attempt) = held.find(tag, submission) else {
+            return Err(EngineError::Refused("it is not known any more".to_owned()));
+        };
+        let last = match self.look(tag, attempt) {
+            Sighting::Seen(Observation::Ended { .. }) => true,
             Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
             | Sighting::Inert
             | Sighting::Absent
-            | Sighting::Gone { .. } => true,
+            | Sighting::Gone { .. } => false,
         };
-        let last = !held.find(tag, submission).is_some_and(running);
         Ok(LogChunk { bytes: Bytes::new(), last })
     }
 

@@ -1,0 +1,259 @@
+//! What every engine must hold, as cases to run against it: the engine port's contract, made executable.
+//!
+//! That a job ran is proven by a ledger, a file every beginning appends a line to; that one did not run, by another job that
+//! was started later and has run to its end. A case panics where the engine breaks the contract. Nothing waits for a time
+//! to pass: everything waits for something to be seen, and gives up when the rig's patience ends.
+
+mod execution;
+mod submission;
+
+use crate::engine::{Engine, LogChunk, Sighting, Stream, ToCreate};
+use futures::future::BoxFuture;
+use jobgate_shared::domain::{Ending, JobId, JobSpec, Observation, Project, Submission, SubmissionTag};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// The engine under test and what stands around it. Every case gets one of its own.
+pub trait Rig: Send + Sync {
+    /// A fresh instance, as another worker process would build it; the same one, if all it knows lies in its memory.
+    fn engine(&self) -> Arc<dyn Engine>;
+
+    /// A directory the test and its jobs both see, the same path for both.
+    fn shared_dir(&self) -> &Path;
+
+    /// Whether jobs are commands that run; otherwise the engine itself appends to [`Rig::ledger`].
+    fn runs_commands(&self) -> bool;
+
+    /// One line for every beginning, which begins with the tag and a space.
+    fn ledger(&self) -> PathBuf {
+        self.shared_dir().join("ledger")
+    }
+
+    /// Whether the process a job told the number of is gone.
+    fn is_gone(&self, pid: u32) -> bool {
+        // A zombie has ended; only its parent does not know yet.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    }
+
+    /// The longest anything may take.
+    fn patience(&self) -> Duration {
+        Duration::from_mins(1)
+    }
+}
+
+/// What a case asks of an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// That it can create inert.
+    TwoPhase,
+    /// That its jobs are commands, too.
+    Commands,
+}
+
+/// One thing that must hold.
+pub struct Case {
+    /// What holds, as a sentence.
+    pub name: &'static str,
+    /// For which engines.
+    pub needs: Needs,
+    /// Panics if it does not hold.
+    pub run: fn(Arc<dyn Rig>) -> BoxFuture<'static, ()>,
+}
+
+macro_rules! cases {
+    ($($needs:ident $module:ident::$name:ident,)*) => {
+        /// Every case.
+        pub const CASES: &[Case] = &[$(Case {
+            name: stringify!($name),
+            needs: Needs::$needs,
+            run: |rig| Box::pin($module::$name(Bench { engine: rig.engine(), rig })),
+        }),*];
+    };
+}
+
+cases! {
+    TwoPhase submission::what_is_created_does_not_run_until_it_is_started,
+    TwoPhase submission::created_twice_under_one_tag_and_started_twice_it_runs_once,
+    TwoPhase submission::created_and_started_by_many_at_once_it_runs_once,
+    TwoPhase submission::started_again_after_its_end_it_does_not_run_again,
+    TwoPhase submission::canceled_before_its_start_it_never_runs,
+    TwoPhase submission::a_start_and_a_cancel_at_once_leave_one_truth,
+    TwoPhase submission::canceled_after_its_end_its_finish_stands,
+    TwoPhase submission::what_is_inert_is_listed_and_once_discarded_never_runs,
+    TwoPhase submission::a_discard_without_an_id_removes_what_stands_under_the_tag,
+    TwoPhase submission::a_discard_does_not_touch_what_was_started,
+    TwoPhase submission::a_poll_of_many_answers_each_in_its_place,
+    TwoPhase submission::what_one_instance_began_another_ends,
+    TwoPhase submission::what_was_forgotten_never_runs_again,
+    TwoPhase submission::an_option_it_does_not_know_is_refused_by_name,
+    Commands execution::each_way_to_end_is_told_apart,
+    Commands execution::a_job_runs_no_longer_than_its_time_limit,
+    Commands execution::what_cannot_be_run_says_why,
+    Commands execution::a_running_job_is_seen_running_and_its_start_stays,
+    Commands execution::arguments_arrive_verbatim,
+    Commands execution::standard_input_and_scripts_arrive_verbatim,
+    Commands execution::a_job_gets_its_own_environment_and_nothing_of_the_workers,
+    Commands execution::output_can_be_read_while_it_grows_and_its_end_is_told,
+    Commands execution::a_cancel_ends_the_job_and_all_it_started,
+    Commands execution::nothing_a_job_started_outlives_it,
+}
+
+/// Every case an engine must pass that does, or does not, run commands.
+pub fn cases(runs_commands: bool) -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(move |case| runs_commands || case.needs == Needs::TwoPhase)
+}
+
+/// One case's tools.
+struct Bench {
+    rig: Arc<dyn Rig>,
+    engine: Arc<dyn Engine>,
+}
+
+/// An attempt the engine was told of.
+#[derive(Debug, Clone)]
+struct Made {
+    job: ToCreate,
+    submission: Submission,
+}
+
+impl Made {
+    fn tag(&self) -> SubmissionTag {
+        self.job.tag
+    }
+}
+
+/// How an attempt was seen to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct End {
+    ending: Ending,
+    exit_code: Option<i32>,
+    reason: String,
+}
+
+impl Bench {
+    /// A job that begins, so that the ledger shows it, then does `then` in a shell.
+    fn job(&self, then: &str) -> ToCreate {
+        let tag = SubmissionTag { job: JobId::generate(), attempt: 1 };
+        let script = format!("echo \"$TAG runs\" >> \"$LEDGER\"; {then}");
+        let mut spec = self.spec(&["/bin/sh", "-c", &script]);
+        spec.env.insert("TAG".into(), tag.to_string());
+        spec.env.insert("LEDGER".into(), self.rig.ledger().to_string_lossy().into_owned());
+        spec.env.insert("SHARED".into(), self.rig.shared_dir().to_string_lossy().into_owned());
+        ToCreate { tag, project: Project::default_project(), name: "conformance".into(), spec }
+    }
+
+    fn spec(&self, command: &[&str]) -> JobSpec {
+        let command = command.iter().map(ToString::to_string).collect();
+        let working_dir = Some(self.rig.shared_dir().to_string_lossy().into_owned());
+        JobSpec { command, working_dir, ..JobSpec::default() }
+    }
+
+    /// A job with this spec, which need not show in the ledger.
+    fn job_of(spec: JobSpec) -> ToCreate {
+        let tag = SubmissionTag { job: JobId::generate(), attempt: 1 };
+        ToCreate { tag, project: Project::default_project(), name: "conformance".into(), spec }
+    }
+
+    async fn create(&self, job: ToCreate) -> Made {
+        let submission = self.engine.create(&job).await.expect("create");
+        Made { job, submission }
+    }
+
+    async fn start(&self, made: &Made) {
+        self.engine.start(made.tag(), &made.submission).await.expect("start");
+    }
+
+    async fn run(&self, job: ToCreate) -> Made {
+        let made = self.create(job).await;
+        self.start(&made).await;
+        made
+    }
+
+    async fn cancel(&self, made: &Made) {
+        self.engine.cancel(made.tag(), &made.submission).await.expect("cancel");
+    }
+
+    async fn sight(&self, made: &Made) -> Sighting {
+        let sightings = self.engine.poll(&[(made.tag(), made.submission.clone())]).await.expect("poll");
+        let [sighting] = <[Sighting; 1]>::try_from(sightings).expect("one sighting for one submission");
+        sighting
+    }
+
+    /// Until it has ended.
+    async fn end(&self, made: &Made) -> End {
+        self.until("an end", || async {
+            match self.sight(made).await {
+                Sighting::Seen(Observation::Ended { ending, exit_code, reason, .. }) => {
+                    Some(End { ending, exit_code, reason: reason.unwrap_or_default() })
+                }
+                // Inert: started, and not yet on its way.
+                Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
+                | Sighting::Inert => None,
+                Sighting::Absent => panic!("{} is not known", made.tag()),
+                Sighting::Gone { evidence } => panic!("{} is gone: {evidence}", made.tag()),
+            }
+        })
+        .await
+    }
+
+    async fn ends(&self, made: &Made, ending: Ending) {
+        let end = self.end(made).await;
+        assert_eq!(end.ending, ending, "{end:?}");
+    }
+
+    /// Until something that was started after everything before has run to its end.
+    async fn fence(&self) {
+        let made = self.run(self.job(":")).await;
+        self.ends(&made, Ending::Finished).await;
+        assert_eq!(self.runs(made.tag()), 1);
+    }
+
+    /// How often the attempt has begun.
+    fn runs(&self, tag: SubmissionTag) -> usize {
+        let ledger = std::fs::read_to_string(self.rig.ledger()).unwrap_or_default();
+        let line = format!("{tag} ");
+        ledger.lines().filter(|found| found.starts_with(&line)).count()
+    }
+
+    /// The whole of a stream, once it has ended.
+    async fn output(&self, made: &Made, stream: Stream) -> String {
+        let mut all = Vec::new();
+        loop {
+            let chunk = self.log(made, stream, all.len()).await;
+            all.extend_from_slice(&chunk.bytes);
+            if chunk.last {
+                return String::from_utf8(all).expect("UTF-8");
+            }
+            assert!(!chunk.bytes.is_empty(), "an ended job's log stops short of its end");
+        }
+    }
+
+    async fn log(&self, made: &Made, stream: Stream, offset: usize) -> LogChunk {
+        let read = self.engine.read_log(made.tag(), &made.submission, stream, offset as u64, 4096);
+        read.await.expect("read_log")
+    }
+
+    /// Until `look` sees something.
+    async fn until<T, F: Future<Output = Option<T>>>(&self, what: &str, mut look: impl FnMut() -> F) -> T {
+        let deadline = tokio::time::Instant::now() + self.rig.patience();
+        loop {
+            if let Some(seen) = look().await {
+                return seen;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Until a job has written this file; its text.
+    async fn file(&self, name: &str) -> String {
+        let path = self.rig.shared_dir().join(name);
+        self.until(name, || async { std::fs::read_to_string(&path).ok().filter(|text| text.ends_with('\n')) })
+            .await
+    }
+}

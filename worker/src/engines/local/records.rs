@@ -1,0 +1,41 @@
+//! What is written into an attempt's directory, as values: by a worker before the start, by the runner after it.
+//!
+//! Workers and runners of different versions meet here: a field may be added with a default, none may change its meaning.
+
+use super::process::ProcessMark;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+/// All a runner needs to know, so that it reads no configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RunSpec {
+    pub(super) command: Vec<String>,
+    /// The whole environment of the job.
+    pub(super) env: BTreeMap<String, String>,
+    /// Absent: a fresh directory of the attempt's own.
+    pub(super) working_dir: Option<PathBuf>,
+    pub(super) stdin: Option<String>,
+    pub(super) script: Option<String>,
+    pub(super) memory_bytes: Option<u64>,
+    pub(super) cpus: Option<u32>,
+    pub(super) time_limit: Option<Duration>,
+    /// Bytes kept of each output stream.
+    pub(super) log_limit: u64,
+    pub(super) kill_grace: Duration,
+    pub(super) umask: u32,
+    /// The delegated cgroup below which the job gets one of its own.
+    pub(super) cgroup: Option<PathBuf>,
+}
+
+/// Who runs it, written once the start token is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RunnerRecord {
+    pub(super) runner: ProcessMark,
+}
+
+/// Why the job's command never ran, written by the second stage in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Failure {
+    pub(super) exit_code: i32,
+    pub(super) reason: String,
+}
