@@ -207,3 +207,6 @@ fn show<T: Copy + Default>(
         set(&labels, value);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,3 +3,6 @@
 pub mod dispatcher;
 pub mod housekeeping;
 pub mod recorder;
+
+#[cfg(test)]
+mod stage;

@@ -11,6 +11,8 @@ pub mod rescue;
 mod hinting;
 mod publishing;
 mod rescuing;
+#[cfg(test)]
+mod tests;
 
 pub use budget::HintBudget;
 

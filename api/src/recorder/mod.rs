@@ -5,6 +5,8 @@
 //! order, repetition and loss, so any number of recorders may run.
 
 pub mod batch;
+#[cfg(test)]
+mod tests;
 
 use batch::{Answer, Batch, Todo};
 use futures::FutureExt as _;
