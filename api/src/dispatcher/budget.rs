@@ -35,6 +35,14 @@ struct Room {
 struct Share {
     told: usize,
     left: usize,
+    /// Taken since the look that the next [`HintBudget::set`] will tell of.
+    taken: usize,
+}
+
+impl Share {
+    fn of(room: usize) -> Self {
+        Self { told: room, left: room, taken: 0 }
+    }
 }
 
 impl HintBudget {
@@ -50,10 +58,11 @@ impl HintBudget {
         let unseen = room.unseen;
         let share = match room.clusters.get_mut(cluster) {
             Some(share) => share,
-            None => room.clusters.entry(cluster.clone()).or_insert(Share { told: unseen, left: unseen }),
+            None => room.clusters.entry(cluster.clone()).or_insert(Share::of(unseen)),
         };
         let granted = n.min(share.left);
         share.left -= granted;
+        share.taken += granted;
         let low = share.left < share.told / 2;
         drop(room);
         if granted < n {
@@ -71,6 +80,7 @@ impl HintBudget {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(share) = room.clusters.get_mut(cluster) {
             share.left = share.told.min(share.left + n);
+            share.taken = share.taken.saturating_sub(n);
         }
     }
 
@@ -89,15 +99,29 @@ impl HintBudget {
         self.short.swap(false, Ordering::Relaxed)
     }
 
-    /// What every cluster has room for now; `unseen` for those not named.
+    /// A look at the store begins: what is taken from now on it may not see.
+    pub fn look(&self) {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        room.clusters.values_mut().for_each(|share| share.taken = 0);
+    }
+
+    /// What every cluster had room for at the last [`Self::look`]; `unseen` for those not named.
     pub fn set(&self, clusters: BTreeMap<ClusterName, usize>, unseen: usize) {
-        let clusters = clusters.into_iter().map(|(name, left)| (name, Share { told: left, left })).collect();
-        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Room { clusters, unseen };
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken: BTreeMap<_, _> =
+            room.clusters.iter().map(|(name, share)| (name.clone(), share.taken)).collect();
+        room.unseen = unseen;
+        room.clusters = clusters.into_iter().map(|(name, told)| (name, Share::of(told))).collect();
+        for (name, taken) in taken {
+            let share = room.clusters.entry(name).or_insert(Share::of(unseen));
+            share.left = share.left.saturating_sub(taken);
+            share.taken = taken;
+        }
     }
 
     /// Grants nothing from now on.
     pub fn close(&self) {
-        self.set(BTreeMap::new(), 0);
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Room::default();
     }
 }
 
@@ -128,6 +152,19 @@ mod tests {
         assert_eq!(budget.try_take(&cluster("new"), 9), 0);
         budget.close();
         assert_eq!(budget.try_take(&cluster("a"), 1) + budget.try_take(&cluster("newer"), 1), 0);
+    }
+
+    #[test]
+    fn what_is_taken_while_the_dispatcher_looks_is_not_granted_twice() {
+        let (budget, a) = (HintBudget::new(), cluster("a"));
+        budget.set(BTreeMap::from([(a.clone(), 10)]), 4);
+        assert_eq!(budget.try_take(&a, 5), 5, "committed, and seen by the look");
+        budget.look();
+        assert_eq!(budget.try_take(&a, 3), 3);
+        assert_eq!(budget.try_take(&cluster("new"), 3), 3);
+        budget.set(BTreeMap::from([(a.clone(), 5)]), 4);
+        assert_eq!(budget.try_take(&a, 10), 2);
+        assert_eq!(budget.try_take(&cluster("new"), 10), 1);
     }
 
     #[test]

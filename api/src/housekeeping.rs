@@ -1,0 +1,212 @@
+//! What keeps a gateway small and its operators informed: retention, the folding of counts, gauges.
+//!
+//! Nothing here is in anybody's way: every batch is followed by a rest several times as long as it took, and nothing a
+//! job needs depends on it. Any number of processes may do it at once.
+
+use jobgate_shared::{
+    clock::Clock,
+    domain::{ClusterName, JobId, JobState},
+    logs::LogStore,
+    retry::Delays,
+    settings::{Number, Period},
+    store::{Depth, Oldest, Store},
+    supervise::Tasks,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// How often counts are folded.
+const COMPACT_EVERY: Duration = Duration::from_secs(10);
+/// A batch is followed by a rest so many times as long: retention takes a fifth of one connection at most.
+const REST: u32 = 4;
+/// Between two batches, at least.
+const SHORTEST_REST: Duration = Duration::from_millis(50);
+
+/// What operators set of housekeeping.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How long an ended job is kept, with its logs and its idempotency key.
+    pub keep_ended: Period<60_000, 315_360_000_000>,
+    /// How often ended jobs are looked for.
+    pub retire_every: Period<1_000, 86_400_000>,
+    /// Jobs removed in one transaction.
+    pub retire_batch: Number<1, 10_000>,
+    /// How often queue depths are measured.
+    pub measure_every: Period<1_000, 3_600_000>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            keep_ended: Period::new(Duration::from_hours(30 * 24)),
+            retire_every: Period::new(Duration::from_mins(1)),
+            retire_batch: Number::new(500),
+            measure_every: Period::new(Duration::from_secs(5)),
+        }
+    }
+}
+
+/// What housekeeping works with.
+#[derive(Debug)]
+pub struct Housekeeping {
+    /// The rows.
+    pub store: Arc<dyn Store>,
+    /// The logs of the jobs.
+    pub logs: LogStore,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What operators set.
+    pub config: Config,
+}
+
+/// Keeps house until the tasks are shut down.
+pub fn run(tasks: &Tasks, parts: Housekeeping) {
+    let parts = Arc::new(parts);
+    let (house, shutdown) = (parts.clone(), tasks.shutdown().clone());
+    tasks.supervise("retention", move || {
+        let house = house.clone();
+        every(*house.config.retire_every, shutdown.clone(), move || house.clone().retire())
+    });
+    let (house, shutdown) = (parts.clone(), tasks.shutdown().clone());
+    tasks.supervise("counts", move || {
+        let house = house.clone();
+        every(COMPACT_EVERY, shutdown.clone(), move || house.clone().compact())
+    });
+    let shutdown = tasks.shutdown().clone();
+    tasks.supervise("gauges", move || measure(parts.clone(), shutdown.clone()));
+}
+
+/// Does a chore at once and then so often; one that failed is done again after a growing delay.
+async fn every<F>(
+    interval: Duration,
+    shutdown: CancellationToken,
+    mut chore: impl FnMut() -> F,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let mut delays = Delays::network();
+    loop {
+        let rest = match shutdown.run_until_cancelled(chore()).await {
+            None => return Ok(()),
+            Some(Ok(())) => {
+                delays.reset();
+                interval
+            }
+            Some(Err(error)) => {
+                tracing::warn!(error = format!("{error:#}"), "a chore was not done; it is tried again");
+                delays.next_delay()
+            }
+        };
+        if shutdown.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+impl Housekeeping {
+    /// Removes what ended long enough ago, batch by batch.
+    async fn retire(self: Arc<Self>) -> anyhow::Result<()> {
+        let before = self.store.now().await? - *self.config.keep_ended;
+        let limit = self.config.retire_batch.get();
+        loop {
+            let began = self.clock.monotonic();
+            let jobs = self.store.retirable(before, limit).await?;
+            let bare = self.remove_logs(&jobs).await?;
+            // Also with no jobs: the feed grows old by itself.
+            let removed = self.store.retire(&bare, before).await?;
+            metrics::counter!("jobgate_retired_jobs_total").increment(removed);
+            if jobs.len() < limit as usize {
+                return Ok(());
+            }
+            let took = self.clock.monotonic() - began;
+            tokio::time::sleep((took * REST).max(SHORTEST_REST)).await;
+        }
+    }
+
+    /// Removes the logs of these jobs; answers those that have none left. A job whose logs cannot be removed keeps
+    /// nobody else from going.
+    async fn remove_logs(&self, jobs: &[JobId]) -> anyhow::Result<Vec<JobId>> {
+        let Err(error) = self.logs.remove(jobs).await else { return Ok(jobs.to_vec()) };
+        let mut bare = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            if self.logs.remove(&[*job]).await.is_ok() {
+                bare.push(*job);
+            }
+        }
+        anyhow::ensure!(!bare.is_empty(), anyhow::Error::new(error));
+        let (kept, error) = (jobs.len() - bare.len(), format!("{:#}", anyhow::Error::new(error)));
+        tracing::warn!(error, kept, "some logs cannot be removed; their jobs are kept");
+        Ok(bare)
+    }
+
+    async fn compact(self: Arc<Self>) -> anyhow::Result<()> {
+        Ok(self.store.compact_counts().await?)
+    }
+}
+
+/// A queue's labels.
+type Labels = (ClusterName, i16, Option<JobState>);
+
+/// What the gauges show; what is no longer there is shown as zero once.
+#[derive(Debug, Default)]
+struct Gauges {
+    depths: BTreeMap<Labels, u64>,
+    ages: BTreeMap<Labels, Duration>,
+}
+
+async fn measure(house: Arc<Housekeeping>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let gauges = Arc::new(tokio::sync::Mutex::new(Gauges::default()));
+    every(*house.config.measure_every, shutdown, move || {
+        let (house, gauges) = (house.clone(), gauges.clone());
+        async move {
+            let depths = house.store.depths().await?;
+            let oldest = house.store.oldest().await?;
+            let now = house.store.now().await?;
+            let age = |one: &Oldest| (now - one.due_since).to_std().unwrap_or_default();
+            let ages = oldest.iter().map(|one| ((one.cluster.clone(), one.priority, None), age(one)));
+            let mut gauges = gauges.lock().await;
+            show(&mut gauges.depths, sums(depths), |labels, jobs| {
+                metrics::gauge!("jobgate_jobs", labels)
+                    .set(f64::from(u32::try_from(jobs).unwrap_or(u32::MAX)));
+            });
+            show(&mut gauges.ages, ages.collect(), |labels, age| {
+                metrics::gauge!("jobgate_oldest_due_seconds", labels).set(age.as_secs_f64());
+            });
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// Depths over all projects.
+fn sums(depths: Vec<Depth>) -> BTreeMap<Labels, u64> {
+    let mut sums = BTreeMap::new();
+    for Depth { project: _, cluster, priority, state, jobs } in depths {
+        *sums.entry((cluster, priority, Some(state))).or_default() += jobs;
+    }
+    sums
+}
+
+/// Shows the new values, and zero for every old one that is gone.
+fn show<T: Copy + Default>(
+    shown: &mut BTreeMap<Labels, T>,
+    values: BTreeMap<Labels, T>,
+    set: impl Fn(&[(&'static str, String)], T),
+) {
+    let old = std::mem::replace(shown, values);
+    let gone =
+        old.into_keys().filter(|labels| !shown.contains_key(labels)).map(|labels| (labels, T::default()));
+    let gone: Vec<(Labels, T)> = gone.collect();
+    let standing = shown.iter().map(|(labels, value)| (labels.clone(), *value));
+    for ((cluster, priority, state), value) in gone.into_iter().chain(standing) {
+        let mut labels = vec![("cluster", cluster.to_string()), ("priority", priority.to_string())];
+        labels.extend(state.map(|state| ("state", state.to_string())));
+        set(&labels, value);
+    }
+}
+
+#[cfg(test)]
+mod tests;

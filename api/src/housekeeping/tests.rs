@@ -1,0 +1,99 @@
+//! Housekeeping over the reference store, in paused time.
+
+use super::*;
+use crate::stage::{Stage, cluster};
+use bytes::Bytes;
+use jobgate_shared::{
+    domain::{Command, JobId},
+    logs::LogStream,
+    store::{Commanded, Scope},
+};
+
+async fn cancel(stage: &Stage, jobs: &[JobId]) {
+    let done = stage.store.command(&Scope::All, jobs, Command::Cancel, "token:test").await.unwrap();
+    assert!(done.iter().all(|one| matches!(one, Commanded::Done { .. })));
+}
+
+async fn kept(stage: &Stage, jobs: &[JobId]) -> usize {
+    let mut kept = 0;
+    for job in jobs {
+        kept += usize::from(stage.store.get(&Scope::All, *job).await.unwrap().is_some());
+    }
+    kept
+}
+
+fn keep_house(stage: &Stage, logs: &LogStore, config: Config) {
+    let (store, clock) = (stage.store.clone(), stage.clock.clone());
+    run(&stage.tasks, Housekeeping { store, logs: logs.clone(), clock, config });
+}
+
+#[tokio::test(start_paused = true)]
+async fn ended_jobs_and_their_logs_go_when_their_time_has_come_and_others_stay() {
+    let stage = Stage::new();
+    let folder = tempfile::tempdir().unwrap();
+    let logs = LogStore::directory(folder.path()).unwrap();
+    let (ended, waiting) = (stage.post("local", 1_200).await, stage.post("local", 1).await);
+    cancel(&stage, &ended).await;
+    let printed = |job| logs.resume(job, 1, LogStream::Stdout);
+    for job in [ended[0], waiting[0]] {
+        logs.append(job, 1, LogStream::Stdout, 0, Bytes::from_static(b"hello")).await.unwrap();
+    }
+    let keep = Duration::from_mins(10);
+    let measure_every = Period::new(Duration::from_mins(1));
+    keep_house(&stage, &logs, Config { keep_ended: Period::new(keep), measure_every, ..Config::default() });
+    tokio::time::sleep(Duration::from_mins(9)).await;
+    assert_eq!(kept(&stage, &ended).await, 1_200);
+    assert_eq!(printed(ended[0]).await.unwrap(), 5);
+    tokio::time::sleep(Duration::from_mins(3)).await;
+    assert_eq!((kept(&stage, &ended).await, kept(&stage, &waiting).await), (0, 1));
+    assert_eq!((printed(ended[0]).await.unwrap(), printed(waiting[0]).await.unwrap()), (0, 5));
+    stage.end().await;
+}
+
+#[test]
+fn a_gauge_of_a_queue_that_is_gone_is_shown_as_zero_once() {
+    let labels = |priority, state| (cluster("local"), priority, state);
+    let told = std::cell::RefCell::new(Vec::new());
+    let mut shown = BTreeMap::new();
+    let mut turn = |values: &[(Labels, u64)]| {
+        show(&mut shown, values.iter().cloned().collect(), |labels, jobs| {
+            let text: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            told.borrow_mut().push((text.join(","), jobs));
+        });
+        told.take()
+    };
+    let running = labels(0, Some(JobState::Running));
+    let first = turn(&[(running.clone(), 3), (labels(5, None), 1)]);
+    let named = |text: &str, jobs| (text.to_owned(), jobs);
+    assert_eq!(
+        first,
+        [named("cluster=local,priority=0,state=RUNNING", 3), named("cluster=local,priority=5", 1)]
+    );
+    let second = turn(&[(running.clone(), 4)]);
+    assert_eq!(
+        second,
+        [named("cluster=local,priority=5", 0), named("cluster=local,priority=0,state=RUNNING", 4)]
+    );
+    assert_eq!(turn(&[(running, 4)]).len(), 1);
+}
+
+#[test]
+fn depths_are_summed_over_projects() {
+    let depth = |project: &str, jobs| Depth {
+        project: project.parse().unwrap(),
+        cluster: cluster("local"),
+        priority: 0,
+        state: JobState::Running,
+        jobs,
+    };
+    let summed = sums(vec![depth("a", 2), depth("b", 3)]);
+    assert_eq!(summed.into_values().collect::<Vec<_>>(), [5]);
+}
+
+#[test]
+fn a_setting_that_cannot_be_is_refused_when_it_is_read() {
+    let read = |text: &str| serde_json::from_str::<Config>(text).map_err(|e| e.to_string());
+    assert_eq!(read("{}").unwrap(), Config::default());
+    assert!(read(r#"{"keep_ended":"1s"}"#).unwrap_err().contains("within 1m to"));
+    assert!(read(r#"{"keep":1}"#).unwrap_err().contains("unknown field"));
+}
