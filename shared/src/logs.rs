@@ -193,6 +193,26 @@ impl LogStore {
         Ok(())
     }
 
+    /// How far a stream can be read from `offset`, and whether that is all there will ever be.
+    pub async fn extent(
+        &self,
+        job: JobId,
+        attempt: u32,
+        stream: LogStream,
+        offset: u64,
+    ) -> Result<(u64, bool), LogError> {
+        let listing = self.list(job, attempt, stream, None).await?;
+        let length = if listing.ended { self.length(job, attempt, stream).await? } else { None };
+        Ok(match length {
+            // Holes are read over, so what counts is where the last chunk ends.
+            Some(length) => {
+                let last = listing.chunks.iter().map(|(_, end)| *end).max();
+                (length.max(last.unwrap_or(0)).max(offset), true)
+            }
+            None => (listing.contiguous_from(offset), false),
+        })
+    }
+
     /// Up to `limit` bytes from `offset`. Bytes nobody stored before the marker was set are left out: `next_offset` then
     /// stands behind them.
     pub async fn read(
@@ -398,7 +418,9 @@ mod tests {
         logs.append(job, 1, OUT, 100, bytes("tail")).await.unwrap();
         let waiting = logs.read(job, 1, OUT, 4, 100).await.unwrap();
         assert_eq!(waiting, LogPiece { next_offset: 4, ..LogPiece::default() });
+        assert_eq!(logs.extent(job, 1, OUT, 0).await.unwrap(), (4, false));
         logs.finish(job, 1, OUT, 104).await.unwrap();
+        assert_eq!(logs.extent(job, 1, OUT, 0).await.unwrap(), (104, true));
         let head = logs.read(job, 1, OUT, 0, 100).await.unwrap();
         assert_eq!((&head.bytes[..], head.next_offset, head.complete), (&b"head"[..], 4, false));
         let tail = logs.read(job, 1, OUT, 4, 100).await.unwrap();

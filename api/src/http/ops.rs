@@ -1,0 +1,130 @@
+//! What every role serves to its operators: `/livez`, `/readyz` and `/metrics`.
+//!
+//! `/livez` says that the process answers at all. `/readyz` says whether it can do its work: 503 when it cannot, 200 with
+//! the word `degraded` when it can and something needs care.
+
+use super::problem::{Kind, Problem};
+use async_trait::async_trait;
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::Serialize;
+use std::{fmt, sync::Arc};
+
+/// How a role stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Readiness {
+    /// All is well.
+    Ready,
+    /// It works; something needs care.
+    Degraded {
+        /// What.
+        reason: String,
+    },
+    /// It cannot do its work now.
+    Unready {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Tells how a role stands. Asked by anyone, so it must be cheap and bounded in time.
+#[async_trait]
+pub trait Probe: Send + Sync + fmt::Debug {
+    /// How it stands now.
+    async fn readiness(&self) -> Readiness;
+}
+
+/// What the operators' paths of a role need.
+#[derive(Clone)]
+pub struct Ops {
+    probe: Arc<dyn Probe>,
+    metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl fmt::Debug for Ops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ops").field("probe", &self.probe).finish_non_exhaustive()
+    }
+}
+
+impl Ops {
+    /// `metrics` renders them in Prometheus' text format.
+    pub fn new(probe: Arc<dyn Probe>, metrics: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        Self { probe, metrics: Arc::new(metrics) }
+    }
+
+    pub(super) async fn readyz(&self) -> Response {
+        let readiness = self.probe.readiness().await;
+        let status = match readiness {
+            Readiness::Ready | Readiness::Degraded { .. } => StatusCode::OK,
+            Readiness::Unready { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        (status, axum::Json(readiness)).into_response()
+    }
+
+    pub(super) fn metrics(&self) -> Response {
+        let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        ([(header::CONTENT_TYPE, text)], (self.metrics)()).into_response()
+    }
+}
+
+/// The operators' paths, for a role that serves nothing else. Its address is for operators only: nobody is asked who
+/// they are.
+pub fn router(ops: Ops) -> Router {
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(|State(ops): State<Ops>| async move { ops.readyz().await }))
+        .route("/metrics", get(|State(ops): State<Ops>| async move { ops.metrics() }))
+        .fallback(|| async {
+            Problem::new(Kind::NoSuchPath, "this address serves /livez, /readyz and /metrics")
+        })
+        .with_state(ops)
+}
+
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{body::Body, http::Request};
+    use tower::ServiceExt as _;
+
+    #[derive(Debug)]
+    struct Stands(Readiness);
+
+    #[async_trait]
+    impl Probe for Stands {
+        async fn readiness(&self) -> Readiness {
+            self.0.clone()
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_role_that_cannot_work_is_unready() {
+        let reason = || "the broker is down".to_owned();
+        for (readiness, status) in [
+            (Readiness::Ready, StatusCode::OK),
+            (Readiness::Degraded { reason: reason() }, StatusCode::OK),
+            (Readiness::Unready { reason: reason() }, StatusCode::SERVICE_UNAVAILABLE),
+        ] {
+            let router = router(Ops::new(Arc::new(Stands(readiness)), || "a_metric 1\n".to_owned()));
+            for (path, expected) in [
+                ("/readyz", status),
+                ("/livez", StatusCode::OK),
+                ("/metrics", StatusCode::OK),
+                ("/", StatusCode::NOT_FOUND),
+            ] {
+                let request = Request::get(path).body(Body::empty()).unwrap();
+                assert_eq!(router.clone().oneshot(request).await.unwrap().status(), expected, "{path}");
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! `/v1/tokens`: making, listing and revoking tokens. A secret is shown once, when it is made.
+
+use super::{
+    Api,
+    extract::{Administering, Caller, Params, RawJson, Segments, accepts},
+    json,
+    limits::MAX_SMALL,
+    problem::{Answer, Kind, Problem},
+    request::check_text,
+};
+use crate::auth::{self, TokenWish};
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, SubsecRound as _, Utc};
+use jobgate_shared::{
+    domain::{Project, TokenId},
+    store::{Role, Token},
+    wire::Nudge,
+};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Longest name.
+const MAX_NAME: usize = 100;
+/// The project of a token that opens every one.
+const EVERY_PROJECT: &str = "*";
+
+/// A token to make.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"name": "nightly-build", "project": "default", "roles": ["submit"]}))]
+pub(super) struct TokenRequest {
+    /// For people; stands in the history of what its holder does.
+    #[schema(min_length = 1, max_length = 100)]
+    name: String,
+    /// The project it opens, `*` for every one; the maker's own when absent.
+    project: Option<String>,
+    /// What it allows.
+    #[schema(min_items = 1)]
+    roles: Vec<Role>,
+    /// Not valid from this time on.
+    expires_at: Option<DateTime<Utc>>,
+}
+
+/// A token, without its secret.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct TokenDocument {
+    /// Its public half.
+    id: TokenId,
+    /// For people.
+    name: String,
+    /// The project it opens; `*` for every one.
+    project: String,
+    /// What it allows.
+    roles: Vec<Role>,
+    /// Who made it.
+    created_by: String,
+    /// When.
+    created_at: DateTime<Utc>,
+    /// Not valid from this time on.
+    expires_at: Option<DateTime<Utc>>,
+}
+
+/// A token just made.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct NewTokenDocument {
+    /// The token itself. It cannot be shown again.
+    token: String,
+    /// What it is.
+    #[serde(flatten)]
+    document: TokenDocument,
+}
+
+/// Every token in sight.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Tokens {
+    /// The newest first.
+    items: Vec<TokenDocument>,
+}
+
+impl From<Token> for TokenDocument {
+    fn from(token: Token) -> Self {
+        let Token { id, name, project, roles, secret_sha256: _, created_by, created_at, expires_at } = token;
+        let project = project.map_or_else(|| EVERY_PROJECT.to_owned(), String::from);
+        Self { id, name, project, roles, created_by, created_at, expires_at }
+    }
+}
+
+/// Makes a token. Its secret is in this answer and nowhere else.
+#[utoipa::path(post, path = "/v1/tokens", tag = "tokens", operation_id = "create_token",
+    request_body = TokenRequest,
+    responses((status = 201, description = "The token", body = NewTokenDocument)))]
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    caller: Caller<Administering>,
+    params: Params,
+    headers: HeaderMap,
+    RawJson(body): RawJson<MAX_SMALL>,
+) -> Answer<Response> {
+    accepts(&headers, "application/json")?;
+    params.end()?;
+    let TokenRequest { name, project, mut roles, expires_at } = json::read(&body)?;
+    check_text("name", &name, MAX_NAME)?;
+    if name.trim().is_empty() {
+        return Err(Problem::invalid("name", "must not be empty"));
+    }
+    let project = opened(&caller, project)?;
+    roles.sort_unstable();
+    roles.dedup();
+    if roles.is_empty() {
+        return Err(Problem::invalid("roles", "must hold at least one"));
+    }
+    let now = api.clock.now();
+    if expires_at.is_some_and(|end| end <= now) {
+        return Err(Problem::invalid("expires_at", "has passed"));
+    }
+    let expires_at = expires_at.map(|end| end.trunc_subsecs(6));
+    let minted = auth::mint(TokenWish { name, project, roles, expires_at }, &caller.principal.by, now);
+    api.store.create_token(&minted.token).await?;
+    tracing::info!(token = %minted.token.id, by = caller.principal.by, "token {} was made", minted.token.id);
+    let document = NewTokenDocument { token: minted.text, document: minted.token.into() };
+    let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    Ok((StatusCode::CREATED, no_store, Json(document)).into_response())
+}
+
+/// The project a new token opens: never more than its maker's own.
+fn opened(caller: &Caller<Administering>, asked: Option<String>) -> Answer<Option<Project>> {
+    let own = &caller.project;
+    let Some(asked) = asked else {
+        let named = own.clone().map(Some);
+        return named.ok_or_else(|| Problem::invalid("project", "name one, or `*` for every one"));
+    };
+    let project = if asked == EVERY_PROJECT {
+        None
+    } else {
+        let invalid = |e: jobgate_shared::domain::NameError| Problem::invalid("project", e.to_string());
+        Some(asked.parse().map_err(invalid)?)
+    };
+    if own.is_some() && *own != project {
+        return Err(
+            Problem::new(Kind::Forbidden, "a token opens no more than its maker's own project").at("project")
+        );
+    }
+    Ok(project)
+}
+
+/// Lists tokens, without their secrets.
+#[utoipa::path(get, path = "/v1/tokens", tag = "tokens", operation_id = "list_tokens",
+    responses((status = 200, description = "Every token in sight", body = Tokens)))]
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    caller: Caller<Administering>,
+    params: Params,
+    headers: HeaderMap,
+) -> Answer<Json<Tokens>> {
+    accepts(&headers, "application/json")?;
+    params.end()?;
+    let tokens = api.store.tokens(&caller.scope()).await?;
+    Ok(Json(Tokens { items: tokens.into_iter().map(TokenDocument::from).collect() }))
+}
+
+/// Revokes a token; it opens nothing any more within five seconds, at once on this instance.
+#[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", operation_id = "revoke_token",
+    params(("id" = Uuid, Path, description = "The token's id, not its text")),
+    responses((status = 204, description = "Revoked")))]
+pub(super) async fn revoke(
+    State(api): State<Arc<Api>>,
+    caller: Caller<Administering>,
+    segments: Segments,
+    params: Params,
+) -> Answer<StatusCode> {
+    params.end()?;
+    let absent = || Problem::new(Kind::NotFound, "there is no such token");
+    let id: TokenId = segments.at(0).parse().map_err(|_| absent())?;
+    if !api.store.revoke_token(&caller.scope(), id).await? {
+        return Err(absent());
+    }
+    tracing::info!(token = %id, by = caller.principal.by, "token {id} was revoked");
+    api.authority.forget();
+    api.nudge(vec![Nudge::Settings]);
+    Ok(StatusCode::NO_CONTENT)
+}
