@@ -1,19 +1,21 @@
-//! What is PostgreSQL's own in the PostgreSQL store: its plans, its outages, its feed's order, its schema. What every
-//! store must do is the conformance suite's.
+//! The PostgreSQL store keeps the contract of every store (the conformance suite), and what is its own: its plans, its
+//! outages, its feed's order, its schema.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use jobgate_shared::domain::{
     ClusterName, Command, Document, Ending, Job, JobId, JobSpec, JobState, NewJob, Observation, Project,
     RetryPolicy, StatusEvent, Submission, WorkerId,
 };
+use jobgate_shared::store::conformance::Stage;
 use jobgate_shared::store::postgres::{PostgresConfig, PostgresStore, migrate};
 use jobgate_shared::store::{
-    Applied, Apply as _, Claimed, Filter, Inserted, Leases as _, PageRequest, Recorded, Scope, Store as _,
-    StoreError, ToRecord, Worker, WorkerCluster,
+    Applied, Apply as _, Claimed, Filter, FullStore, Inserted, Leases as _, PageRequest, Recorded, Scope,
+    Store as _, StoreError, ToRecord, Worker, WorkerCluster,
 };
 use jobgate_tests::services::{Database, Postgres, Shutdown};
 use sqlx::{Connection as _, PgConnection};
@@ -136,6 +138,32 @@ async fn reads(connection: &mut PgConnection) -> Result<(i64, i64)> {
     .await?;
     Ok(tables)
 }
+
+/// A database of its own for each case. Its clock is the server's, so time passes by waiting.
+struct Server {
+    store: Arc<PostgresStore>,
+    _database: Database,
+}
+
+#[async_trait]
+impl Stage for Server {
+    fn store(&self) -> Arc<dyn FullStore> {
+        self.store.clone()
+    }
+
+    async fn pass(&self, by: Duration) {
+        tokio::time::sleep(by).await;
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+jobgate_shared::store_conformance!(async || {
+    let database = Database::fresh().await?;
+    anyhow::Ok(Server { store: open(database.url()).await?, _database: database })
+});
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_hold_when_the_statistics_say_that_every_table_is_empty() -> Result<()> {
