@@ -299,6 +299,12 @@ mod tests {
     }
 
     #[test]
+    fn a_report_before_an_end_that_only_the_owner_may_tell_is_kept() {
+        let kept = |ending| conflate(vec![vec![event(1, 1, pending()), event(1, 2, ended(ending))]]).len();
+        assert_eq!((kept(Ending::Finished), kept(Ending::Lost)), (1, 2));
+    }
+
+    #[test]
     fn a_poisonous_event_is_found_and_everything_else_is_applied() {
         let messages: Vec<Vec<StatusEvent>> =
             (0..10).map(|m| (0..10).map(|n| event(m * 10 + n, 1, running(None))).collect()).collect();
