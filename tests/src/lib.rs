@@ -4,12 +4,14 @@
 //! * [`services`]: a database or a vhost per test on the run's servers, or a private server a test may break.
 //! * [`process`]: child processes with a log, a readiness probe and a certain end.
 //! * [`containment`]: a command whose every descendant is accounted for at its end.
+//! * [`gateway`]: the product itself as real processes, a client, and the ledger its jobs write.
 //! * [`wait`]: polling with a bound, for what gives no signal. [`ports`]: free loopback ports.
 //!
-//! Nothing here knows jobs; nothing here may skip a test because a server is missing.
+//! Nothing here may skip a test because a server is missing.
 
 pub mod containment;
 pub mod environment;
+pub mod gateway;
 pub mod ports;
 pub mod process;
 pub mod services;

@@ -1,0 +1,174 @@
+//! The distributed form, end to end: real PostgreSQL, real RabbitMQ, several processes of each role, and faults.
+
+use anyhow::{Result, ensure};
+use jobgate_tests::{
+    gateway::{Client, Role, Site},
+    services::{Database, Postgres, RabbitMq, Shutdown, Vhost},
+    wait::until,
+};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const LOCAL: &str = r#"
+[worker]
+lease = "4s"
+heartbeat = "1s"
+
+[clusters.local]
+engine = "local"
+max_calls = 8
+regulator = { kind = "fixed", max_in_flight = 48 }
+"#;
+
+const NOOP: &str = r#"
+[worker]
+lease = "4s"
+heartbeat = "1s"
+
+[clusters.noop]
+engine = "noop"
+regulator = { kind = "fixed", max_in_flight = 1000 }
+"#;
+
+fn noop_jobs(count: usize) -> Vec<Value> {
+    (0..count).map(|_| json!({"spec": {"command": ["true"]}})).collect()
+}
+
+/// `api` twice, and so many workers and recorders.
+async fn start(
+    site: &mut Site,
+    workers: usize,
+    recorders: usize,
+) -> Result<(Vec<Role>, Vec<Role>, Vec<Role>)> {
+    site.run(&["migrate"])?;
+    let mut roles = [Vec::new(), Vec::new(), Vec::new()];
+    for (place, (role, count)) in
+        [("api", 2), ("worker", workers), ("recorder", recorders)].into_iter().enumerate()
+    {
+        for _ in 0..count {
+            roles[place].push(site.spawn(role)?);
+        }
+    }
+    for role in roles.iter_mut().flatten() {
+        role.ready().await?;
+    }
+    let [api, workers, recorders] = roles;
+    Ok((api, workers, recorders))
+}
+
+async fn end(roles: impl IntoIterator<Item = Role>) -> Result<()> {
+    for mut role in roles {
+        role.drain(Duration::from_secs(30)).await?;
+    }
+    Ok(())
+}
+
+async fn post_all(client: &Client, jobs: &[Value]) -> Result<Vec<String>> {
+    let mut accepted = Vec::new();
+    for (n, chunk) in jobs.chunks(1000).enumerate() {
+        accepted.extend(client.submit(&format!("batch-{n}"), chunk).await?);
+    }
+    Ok(accepted)
+}
+
+#[tokio::test]
+async fn ten_thousand_jobs_drain_once_each_while_workers_are_killed() -> Result<()> {
+    let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
+    let mut site = Site::distributed(LOCAL, database.url(), vhost.url())?;
+    let ledger = site.ledger();
+    let (api, mut workers, recorders) = start(&mut site, 3, 2).await?;
+    let jobs: Vec<Value> = (0..10_000).map(|_| ledger.quick_job()).collect();
+    let accepted = post_all(&site.client(&api[0])?, &jobs).await?;
+    let mut killed = 0;
+    while ledger.runs()?.len() < 9_500 {
+        let seen = ledger.runs()?.len();
+        until("some more have run", Duration::from_secs(120), async || {
+            ensure!(ledger.runs()?.len() >= (seen + 700).min(9_500), "{} have run", ledger.runs()?.len());
+            Ok(())
+        })
+        .await?;
+        let mut victim = workers.remove(0);
+        victim.process.kill()?;
+        killed += 1;
+        workers.push(site.start("worker").await?);
+    }
+    ensure!(killed >= 5, "only {killed} workers were killed");
+    site.client(&api[1])?.all_finished(10_000, Duration::from_secs(300)).await?;
+    ledger.is_exactly(&accepted)?;
+    end(workers.into_iter().chain(recorders).chain(api)).await
+}
+
+#[tokio::test]
+async fn with_the_broker_stopped_posts_are_still_accepted_and_all_of_them_drain_after_it_is_back()
+-> Result<()> {
+    let database = Database::fresh().await?;
+    let mut broker = RabbitMq::start().await?;
+    let vhost = broker.vhost().await?;
+    let mut site = Site::distributed(NOOP, database.url(), vhost.url())?;
+    let (api, workers, recorders) = start(&mut site, 2, 1).await?;
+    let client = site.client(&api[0])?;
+    broker.stop().await?;
+    for _ in 0..50 {
+        let (status, answer) = client.post("/v1/jobs", &noop_jobs(1)[0]).await?;
+        ensure!(status == 201, "{status} {answer}");
+    }
+    post_all(&client, &noop_jobs(950)).await?;
+    let ready = client.get("/readyz").await?;
+    ensure!(ready["status"] == "degraded", "{ready}");
+    broker.start_again().await?;
+    client.all_finished(1000, Duration::from_secs(90)).await?;
+    end(workers.into_iter().chain(recorders).chain(api)).await
+}
+
+#[tokio::test]
+async fn a_purged_queue_is_dispatched_again_within_ten_seconds() -> Result<()> {
+    let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
+    let mut site = Site::distributed(NOOP, database.url(), vhost.url())?;
+    let (api, _, recorders) = start(&mut site, 0, 1).await?;
+    let client = site.client(&api[0])?;
+    post_all(&client, &noop_jobs(2000)).await?;
+    let queue = "jobgate.dispatch.noop";
+    until("hints wait", Duration::from_secs(30), async || {
+        ensure!(vhost.queue_depth(queue).await? > 0);
+        Ok(())
+    })
+    .await?;
+    vhost.purge(queue).await?;
+    let worker = site.start("worker").await?;
+    until("all dispatched again", Duration::from_secs(10), async || {
+        let waiting = client.depths().await?.get("INITIALIZED").copied().unwrap_or(0);
+        ensure!(waiting == 0, "{waiting} still wait");
+        Ok(())
+    })
+    .await?;
+    client.all_finished(2000, Duration::from_secs(60)).await?;
+    end([worker].into_iter().chain(recorders).chain(api)).await
+}
+
+#[tokio::test]
+async fn no_accepted_job_is_lost_when_the_database_is_restarted_amid_posts() -> Result<()> {
+    let mut server = Postgres::start().await?;
+    let (database, vhost) = (server.database().await?, Vhost::fresh().await?);
+    let mut site = Site::distributed(NOOP, database.url(), vhost.url())?;
+    let (api, workers, recorders) = start(&mut site, 2, 1).await?;
+    let client = site.client(&api[0])?;
+    let mut accepted = 0;
+    let mut refused = 0;
+    for n in 0..60 {
+        if n == 10 || n == 35 {
+            server.restart(Shutdown::Immediate).await?;
+        }
+        // The same key until it is answered: whatever was committed and not told is found again.
+        let ids = until("a batch is accepted", Duration::from_secs(60), async || {
+            let answer = client.submit(&format!("n{n}"), &noop_jobs(20)).await;
+            refused += usize::from(answer.is_err());
+            answer
+        })
+        .await?;
+        accepted += ids.len();
+    }
+    ensure!(accepted == 1200);
+    tracing::info!(refused, "batches answered 503 while the database was away");
+    client.all_finished(1200, Duration::from_secs(90)).await?;
+    end(workers.into_iter().chain(recorders).chain(api)).await
+}
