@@ -2,14 +2,14 @@
 
 use crate::settings::{Number, Period};
 use lapin::{types::ShortString, uri::AMQPUri};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 /// Seconds between heartbeats when the address sets none: a peer that is silent for twice as long is given up.
 const HEARTBEAT: u16 = 15;
 
 /// The RabbitMQ to use, and how.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RabbitMqConfig {
     /// `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS. The vhost `/` is written `%2f`, or left out with
@@ -44,7 +44,7 @@ impl Default for RabbitMqConfig {
 }
 
 /// The type of a dispatch queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QueueKind {
     /// Replicated: outlives a node.
@@ -131,6 +131,13 @@ impl fmt::Display for AmqpUrl {
     }
 }
 
+impl Serialize for AmqpUrl {
+    /// Without its password.
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
 impl fmt::Debug for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -138,7 +145,7 @@ impl fmt::Debug for AmqpUrl {
 }
 
 /// How the names of queues and exchanges begin: 1 to 60 letters, digits, `.`, `_` and `-`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Prefix(String);
 

@@ -1,0 +1,159 @@
+//! The configuration of every role: one file, `jobgate.toml`, overridden by the environment and by flags.
+//!
+//! Whatever is wrong with it is refused at start with file, line and key: an unknown key, a wrong type, an impossible
+//! value. A process never begins with half a configuration and never reads it again.
+
+mod backends;
+mod environment;
+mod locate;
+mod secret;
+mod sections;
+mod worker;
+
+pub(crate) use environment::Environment;
+pub(crate) use secret::Secret;
+pub(crate) use sections::{ApiSection, Config, LogFormat, TelemetrySection, TlsSection};
+pub(crate) use worker::ClusterSection;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// Why there is no configuration to begin with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something in the file is wrong.
+    #[error("{}:{line}: {message}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key and what is wrong with it.
+        message: String,
+    },
+    /// Settings that each are fine do not go together, or what is missing has no line.
+    #[error("{key}: {message}")]
+    Impossible {
+        /// The key to change.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A variable is wrong.
+    #[error("environment variable {variable}: {message}")]
+    Variable {
+        /// Its name.
+        variable: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// What was given on the command line; beats everything.
+#[derive(Debug, Default)]
+pub(crate) struct Flags {
+    /// `--config`
+    pub(crate) config: Option<PathBuf>,
+    /// `--data-dir`
+    pub(crate) data_dir: Option<PathBuf>,
+    /// `--listen`
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+/// A setting that does not go together with another.
+pub(crate) struct Conflict {
+    /// The key to change.
+    pub(crate) key: String,
+    /// What is wrong.
+    pub(crate) message: String,
+}
+
+impl Config {
+    /// Reads the file that is named, puts the environment and then the flags over it, and checks the whole. No file is
+    /// looked for: whoever can leave one in the current directory must not decide whom a token is shown to.
+    pub(crate) fn load(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
+        let named = flags.config.clone().or_else(|| environment.get("JOBGATE_CONFIG").map(PathBuf::from));
+        let text = match &named {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Read { path: path.clone(), source })?,
+            None => String::new(),
+        };
+        let path = named.unwrap_or_default();
+        let mut config = parse(&path, &text)?;
+        environment.override_settings(&mut config)?;
+        if let Some(data_dir) = &flags.data_dir {
+            config.data_dir.clone_from(data_dir);
+        }
+        if let Some(listen) = flags.listen {
+            config.api.listen = listen;
+        }
+        config.check().map_err(|conflict| match locate::of_key(&text, &conflict.key) {
+            Some(line) => {
+                let message = format!("{}: {}", conflict.key, conflict.message);
+                ConfigError::Invalid { path: path.clone(), line, message }
+            }
+            None => ConfigError::Impossible { key: conflict.key, message: conflict.message },
+        })?;
+        Ok(config)
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    toml::from_str::<Config>(text).map_err(|error| {
+        let message = in_our_words(error.message());
+        let mut place = locate::of_span(text, error.span().unwrap_or(0..0));
+        if let Some(better) = faulty_key(text, &place.key, error.message()) {
+            place = better;
+        }
+        let message = if place.key.is_empty() { message } else { format!("{}: {message}", place.key) };
+        ConfigError::Invalid { path: path.to_owned(), line: place.line, message }
+    })
+}
+
+/// The parser speaks of fields and variants; a configuration has keys and values.
+fn in_our_words(message: &str) -> String {
+    let message = message.trim().replace('\n', "; ");
+    match message.strip_prefix("unknown field") {
+        Some(rest) => format!("unknown key{rest}"),
+        None => message.replacen("missing field", "missing key", 1).replacen(
+            "unknown variant",
+            "unknown value",
+            1,
+        ),
+    }
+}
+
+/// Inside a `[clusters.…]` section the parser has to read the engine's name first and forgets where the other keys stand.
+/// The faulty key is the one without which the error is another one.
+fn faulty_key(text: &str, section: &str, message: &str) -> Option<locate::Place> {
+    let blames = |key: &str| -> Option<bool> {
+        let name = key.rsplit('.').next()?;
+        let mut table: toml::Table = text.parse().ok()?;
+        let mut inner = &mut table;
+        for part in section.split('.') {
+            inner = inner.get_mut(part)?.as_table_mut()?;
+        }
+        inner.remove(name)?;
+        Some(table.try_into::<Config>().err().is_none_or(|error| error.message() != message))
+    };
+    if !section.starts_with("clusters.") {
+        return None;
+    }
+    let key = locate::keys_below(text, section).into_iter().find(|key| blames(key) == Some(true))?;
+    Some(locate::Place { line: locate::of_key(text, &key)?, key })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! One bad file per kind of fault, and what the sample and the documentation promise.
+
+use super::*;
+
+fn complaint(text: &str) -> String {
+    parse(Path::new("jobgate.toml"), text).unwrap_err().to_string()
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_line_and_the_keys_there_are() {
+    let said = complaint("data_dir = \"d\"\n[api]\nlissten = \"127.0.0.1:1\"\n");
+    assert!(said.starts_with("jobgate.toml:3: api.lissten: unknown key `lissten`, expected"), "{said}");
+    assert!(said.contains("`listen`"), "{said}");
+}
+
+#[test]
+fn an_unknown_section_is_refused() {
+    let said = complaint("\n[wroker]\nslots = 1\n");
+    assert!(said.starts_with("jobgate.toml:2: wroker: unknown key `wroker`"), "{said}");
+}
+
+#[test]
+fn a_wrong_type_is_refused_at_its_key() {
+    let said = complaint("[telemetry]\n\nlog = 5\n");
+    assert_eq!(said, "jobgate.toml:3: telemetry.log: invalid type: integer `5`, expected a string");
+}
+
+#[test]
+fn an_impossible_value_is_refused_at_its_key() {
+    let said = complaint("[api]\nlisten = \"localhost\"\n");
+    assert!(said.starts_with("jobgate.toml:2: api.listen: invalid socket address"), "{said}");
+    let said = complaint("[telemetry]\nlog_format = \"xml\"\n");
+    assert_eq!(
+        said,
+        "jobgate.toml:2: telemetry.log_format: unknown value `xml`, expected one of `auto`, `text`, `json`"
+    );
+}
+
+#[test]
+fn what_is_no_toml_is_refused_with_its_line() {
+    let said = complaint("[api]\nlisten = \n");
+    assert!(said.starts_with("jobgate.toml:2: "), "{said}");
+    let said = complaint("[api]\nlisten = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:2\"\n");
+    assert!(said.starts_with("jobgate.toml:3: ") && said.contains("duplicate key"), "{said}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(
+        &Flags { config: Some("/nonexistent/jobgate.toml".into()), ..Flags::default() },
+        &Environment::default(),
+    )
+    .unwrap_err();
+    assert_eq!(error.to_string(), "cannot read the configuration /nonexistent/jobgate.toml");
+}
+
+fn environment(pairs: &[(&str, &str)]) -> Environment {
+    Environment::from_pairs(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+}
+
+#[test]
+fn the_environment_beats_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("jobgate.toml");
+    let flags = Flags { config: Some(file.clone()), ..Flags::default() };
+    std::fs::write(&file, "data_dir = \"a\"\n[telemetry]\nlog = \"debug\"\n").unwrap();
+    let variables =
+        environment(&[("JOBGATE_DATA_DIR", "b"), ("JOBGATE_LISTEN", "127.0.0.1:9"), ("JOBGATE_LOG", "")]);
+    let config = Config::load(&flags, &variables).unwrap();
+    assert_eq!(config.data_dir, Path::new("b"));
+    assert_eq!(config.api.listen.port(), 9);
+    assert_eq!(config.telemetry.log, "debug", "an empty variable is as good as none");
+}
+
+#[test]
+fn a_bad_variable_is_refused_by_name_and_an_unknown_one_is_told() {
+    let error = Config::load(&Flags::default(), &environment(&[("JOBGATE_LISTEN", "here")])).unwrap_err();
+    assert_eq!(error.to_string(), "environment variable JOBGATE_LISTEN: invalid socket address syntax");
+    let seen = environment(&[("JOBGATE_LISTN", "x"), ("JOBGATE_JOB_ID", "y"), ("JOBGATE_LOG", "info")]);
+    assert_eq!(seen.unknown, ["JOBGATE_LISTN"]);
+}
+
+#[test]
+fn a_configuration_can_be_printed_without_its_secrets() {
+    let variables = environment(&[
+        ("JOBGATE_DATABASE_URL", "postgres://u:hunter2@h/d"),
+        ("JOBGATE_BROKER_URL", "amqp://u:hunter2@h"),
+        ("JOBGATE_ADMIN_TOKEN", "jgt_hunter2"),
+        ("JOBGATE_TOKEN", "jgt_hunter2"),
+    ]);
+    let config = Config::load(&Flags::default(), &variables).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert!(!serde_json::to_string(&config).unwrap().contains("hunter2"));
+}
+
+#[test]
+fn a_fault_inside_a_cluster_is_told_at_its_own_line() {
+    let text = "[clusters.fast]\nengine = \"noop\"\nmax_calls = 4\nrun_for = \"soon\"\n";
+    let said = complaint(text);
+    assert!(said.starts_with("jobgate.toml:4: clusters.fast.run_for: \"soon\" is not a duration"), "{said}");
+    let said = complaint("[clusters.fast]\nengine = \"noop\"\nrunfor = \"1s\"\n");
+    assert!(said.starts_with("jobgate.toml:3: clusters.fast.runfor: unknown key `runfor`"), "{said}");
+    let said = complaint("[clusters.fast]\nengine = \"noop\"\nmax_calls = 0\n");
+    assert!(said.starts_with("jobgate.toml:3: clusters.fast.max_calls: 0 is not within 1 to 1024"), "{said}");
+    let said = complaint("[clusters.fast]\nengine = \"sloth\"\n");
+    assert!(said.starts_with("jobgate.toml:2: clusters.fast.engine: unknown value `sloth`"), "{said}");
+    let said = complaint("[clusters.fast]\nmax_calls = 1\n");
+    assert_eq!(said, "jobgate.toml:1: clusters.fast: missing key `engine`");
+    let said = complaint("[clusters.\"A B\"]\nengine = \"noop\"\n");
+    assert!(said.starts_with("jobgate.toml:1: ") && said.contains("must be 1 to 63"), "{said}");
+    let said = complaint(
+        "[clusters.fast]\nengine = \"noop\"\n[clusters.fast.regulator]\nkind = \"fixed\"\nmax_in_flight = 0\n",
+    );
+    assert!(said.starts_with("jobgate.toml:5: clusters.fast.regulator.max_in_flight: "), "{said}");
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_refused_at_the_one_to_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("jobgate.toml");
+    let flags = Flags { config: Some(file.clone()), ..Flags::default() };
+    std::fs::write(&file, "[worker]\nlease = \"6s\"\nheartbeat = \"3s\"\n").unwrap();
+    let said = Config::load(&flags, &Environment::default()).unwrap_err().to_string();
+    assert!(said.ends_with(":3: worker.heartbeat: must be at most a third of worker.lease"), "{said}");
+    std::fs::write(&file, "[worker]\nlease = \"6s\"\n").unwrap();
+    let said = Config::load(&flags, &Environment::default()).unwrap_err().to_string();
+    assert_eq!(said, "worker.heartbeat: must be at most a third of worker.lease", "a default has no line");
+}
+
+#[test]
+fn an_address_others_can_reach_needs_tls_or_a_proxy() {
+    let flags = Flags { listen: Some("0.0.0.0:7070".parse().unwrap()), ..Flags::default() };
+    let said = Config::load(&flags, &Environment::default()).unwrap_err().to_string();
+    assert!(said.starts_with("api.listen: 0.0.0.0:7070 can be reached from other hosts"), "{said}");
+    assert!(Config::load(&flags, &environment(&[("JOBGATE_BEHIND_PROXY", "true")])).is_ok());
+}
+
+#[test]
+fn jobs_that_name_no_cluster_go_where_that_is_clear() {
+    let default =
+        |text: &str| parse(Path::new("x"), text).unwrap().default_cluster().map(|name| name.to_string());
+    assert_eq!(default("").as_deref(), Some("local"), "one on this host when none is configured");
+    assert_eq!(default("[clusters.a]\nengine = \"noop\"\n").as_deref(), Some("a"));
+    let two = "[clusters.a]\nengine = \"noop\"\n[clusters.b]\nengine = \"noop\"\n";
+    assert_eq!(default(two), None);
+    assert_eq!(default(&format!("default_cluster = \"b\"\n{two}")).as_deref(), Some("b"));
+    let absent = parse(Path::new("x"), "default_cluster = \"b\"\n").unwrap().check().err().unwrap();
+    assert_eq!(
+        (absent.key.as_str(), absent.message.as_str()),
+        ("default_cluster", "there is no [clusters.b]")
+    );
+}

@@ -1,0 +1,200 @@
+//! The data directory: what lies where in it, and who has it.
+//!
+//! One gateway at a time works in it. A lock held by the kernel says so, so that it ends with its process however that
+//! ends; the text in the lock file only tells people and clients who it is.
+
+use anyhow::{Context as _, bail};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Paths below one data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DataDir(PathBuf);
+
+/// Who has a data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Holder {
+    /// The process.
+    pub(crate) pid: u32,
+    /// What it was started as: `serve`, `run`.
+    pub(crate) command: String,
+    /// Where it serves HTTP, once it does.
+    pub(crate) url: Option<String>,
+}
+
+/// Whoever holds this has the data directory.
+#[derive(Debug)]
+pub(crate) struct DataDirLock {
+    file: File,
+    holder: Holder,
+}
+
+impl DataDir {
+    /// The directory at `path`, which need not exist.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// Makes it, readable by its owner only, and answers it as an absolute path.
+    pub(crate) fn make(path: &Path) -> anyhow::Result<Self> {
+        make_private(path)?;
+        let absolute = path.canonicalize().with_context(|| format!("cannot resolve {}", path.display()))?;
+        Ok(Self(absolute))
+    }
+
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The first token, which may do everything here.
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.0.join("token")
+    }
+
+    /// Logs of jobs.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.0.join("logs")
+    }
+
+    /// What `run` remembers of the files it was given.
+    pub(crate) fn runs(&self) -> PathBuf {
+        self.0.join("runs")
+    }
+
+    /// Who has it now, if anyone does.
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        let mut file = File::open(self.lock_file()).ok()?;
+        // Held by nobody: what the file says is about a process that is gone. Given back when the file closes.
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return None;
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Takes the directory for this process; an error says who has it.
+    pub(crate) async fn lock(&self, command: &str) -> anyhow::Result<DataDirLock> {
+        let path = self.lock_file();
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        // A client that only looks who has it holds the lock for an instant.
+        for _ in 0..10 {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let holder = Holder { pid: std::process::id(), command: command.to_owned(), url: None };
+                    let mut lock = DataDirLock { file, holder };
+                    lock.write()?;
+                    return Ok(lock);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) => {
+                    return Err(io::Error::from(error))
+                        .with_context(|| format!("cannot lock {}", path.display()));
+                }
+            }
+        }
+        let root = self.0.display();
+        match self.holder() {
+            Some(Holder { pid, command, url }) => {
+                let place = url.map(|url| format!(" at {url}")).unwrap_or_default();
+                bail!("process {pid} (jobgate {command}{place}) has the data directory {root}")
+            }
+            None => bail!("another process has the data directory {root}"),
+        }
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+}
+
+impl DataDirLock {
+    /// Tells clients where the gateway is.
+    pub(crate) fn announce(&mut self, url: &str) -> anyhow::Result<()> {
+        self.holder.url = Some(url.to_owned());
+        self.write()
+    }
+
+    fn write(&mut self) -> anyhow::Result<()> {
+        let text = serde_json::to_string(&self.holder)?;
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(text.as_bytes())
+        };
+        write(&mut self.file).context("cannot write the lock file")
+    }
+}
+
+/// Makes a directory and its parents, readable by their owner only. One that is there is left as it is.
+pub(crate) fn make_private(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make the directory {}", path.display()))
+}
+
+/// Writes a file only its owner can read, unless it is there; answers whether it was written.
+pub(crate) fn write_private(path: &Path, text: &str) -> anyhow::Result<bool> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(mut file) => {
+            file.write_all(text.as_bytes())
+                .and_then(|()| file.sync_all())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot write {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[tokio::test]
+    async fn a_directory_has_one_holder_and_says_who_it_is() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = DataDir::make(&place.path().join("a/b")).unwrap();
+        assert_eq!(directory.holder(), None);
+        let mut lock = directory.lock("serve").await.unwrap();
+        lock.announce("http://127.0.0.1:1").unwrap();
+        let holder = directory.holder().unwrap();
+        assert_eq!((holder.pid, holder.url.as_deref()), (std::process::id(), Some("http://127.0.0.1:1")));
+        let refusal = directory.lock("serve").await.unwrap_err().to_string();
+        assert!(refusal.contains(&format!("process {}", std::process::id())), "{refusal}");
+        assert!(refusal.contains("(jobgate serve at http://127.0.0.1:1)"), "{refusal}");
+        drop(lock);
+        assert_eq!(directory.holder(), None, "what the file says ends with the lock");
+        directory.lock("run").await.unwrap();
+    }
+
+    #[test]
+    fn private_files_are_written_once_and_for_their_owner() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("token");
+        assert!(write_private(&file, "one").unwrap());
+        assert!(!write_private(&file, "two").unwrap());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let directory = DataDir::make(&place.path().join("data")).unwrap();
+        assert_eq!(std::fs::metadata(directory.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}

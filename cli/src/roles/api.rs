@@ -1,0 +1,114 @@
+//! `jobgate api`: HTTP, and the loops that publish hints, rescue jobs of dead workers and keep house.
+
+use super::{
+    clusters::Clusters,
+    doors::{self, Doors},
+    listening, metrics,
+    signals::shut_down_on_signal,
+};
+use crate::{
+    config::{Config, Secret},
+    exit::Exit,
+};
+use anyhow::Context as _;
+use jobgate_api::{
+    accept::AcceptSettings,
+    dispatcher::{self, Dispatcher, HintBudget},
+    housekeeping::{self, Housekeeping},
+    http::{self, Api, ApiParts, Hosts},
+};
+use jobgate_shared::{clock, supervise::Tasks};
+use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::ServerConfig;
+use std::{net::SocketAddr, sync::Arc};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// What the API of a process is composed of.
+pub(super) struct Composition<'a> {
+    pub(super) config: &'a Config,
+    pub(super) doors: &'a Doors,
+    pub(super) tasks: &'a Tasks,
+    pub(super) metrics: PrometheusHandle,
+    /// A token that may do everything.
+    pub(super) admin_token: Option<Secret>,
+    /// No other process can open the store.
+    pub(super) sole: bool,
+}
+
+/// Begins everything but the listener.
+pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
+    let Composition { config, doors, tasks, metrics, admin_token, sole } = composition;
+    let (clock, budget) = (clock::system(), Arc::new(HintBudget::new()));
+    let accept = AcceptSettings { hint_for: *config.dispatcher.hint_ttl, ..AcceptSettings::default() };
+    let parts = ApiParts {
+        store: doors.store.clone(),
+        broker: doors.broker.clone(),
+        logs: doors.logs.clone(),
+        clock: clock.clone(),
+        clusters: Arc::new(Clusters::new(config)),
+        budget: budget.clone(),
+        metrics: Arc::new(move || metrics.render()),
+        admin_token: admin_token.map(|token| token.expose().to_owned()),
+        accept,
+        config: config.api.http.clone(),
+        tasks: tasks.clone(),
+    };
+    let api = Api::start(parts).context("the administrator's token is too easy to guess")?;
+    dispatcher::run(
+        tasks,
+        Dispatcher {
+            store: doors.store.clone(),
+            broker: doors.broker.clone(),
+            clock: clock.clone(),
+            budget,
+            config: config.dispatcher.clone(),
+            lease: *config.worker.lease,
+            sole,
+        },
+    );
+    housekeeping::run(
+        tasks,
+        Housekeeping {
+            store: doors.store.clone(),
+            logs: doors.logs.clone(),
+            clock,
+            config: config.retention.clone(),
+        },
+    );
+    Ok(api)
+}
+
+/// Serves it.
+pub(super) fn listen(
+    api: Arc<Api>,
+    (listener, bound): (TcpListener, SocketAddr),
+    tls: Option<Arc<ServerConfig>>,
+    config: &Config,
+    tasks: &Tasks,
+) {
+    let router = http::router(api, Hosts::new(bound, &config.api.http.allowed_hosts));
+    let (limits, serving) = (config.api.http.clone(), tasks.clone());
+    tasks.spawn("http", async move { http::serve(listener, tls, router, &limits, &serving).await });
+}
+
+/// Runs the role until it is told to stop.
+pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
+    let shutdown = CancellationToken::new();
+    let tasks = Tasks::new(shutdown.clone());
+    shut_down_on_signal(shutdown.clone())?;
+    let metrics = metrics::install(&tasks)?;
+    let tls = listening::tls(&config.api)?;
+    // Taken before the database is waited for: an address in use should be told at once.
+    let listener = listening::bind(config.api.listen).await?;
+    let bound = listener.1;
+    let Some(doors) = doors::distributed(config, "api", &shutdown).await? else { return Ok(Exit::Done) };
+    let admin_token = config.api.admin_token.clone();
+    let api = start(Composition { config, doors: &doors, tasks: &tasks, metrics, admin_token, sole: false })?;
+    let url = listening::url(bound, tls.is_some());
+    listen(api, listener, tls, config, &tasks);
+    tracing::info!(url, "jobgate api serves {url}");
+    tasks.wait().await;
+    doors.broker.close().await;
+    Ok(Exit::Done)
+}

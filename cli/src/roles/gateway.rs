@@ -1,0 +1,99 @@
+//! The embedded gateway: every role in one process over one data directory, on ports of the same kind the distributed
+//! form has. `serve` and `run` are this, and differ in who talks to it.
+
+use super::{
+    api::{self, Composition},
+    doors::{self, Doors},
+    listening, metrics, recorder, worker,
+};
+use crate::{
+    config::{Config, Secret},
+    data_dir::{DataDir, DataDirLock, write_private},
+};
+use anyhow::Context as _;
+use jobgate_api::auth;
+use jobgate_shared::supervise::Tasks;
+use std::{fs, net::SocketAddr};
+
+/// Where a gateway is to stand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// What it is started as, for whoever finds the data directory taken.
+    pub(crate) command: &'static str,
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
+    /// It speaks TLS if that is configured; a gateway for its own process alone need not.
+    pub(crate) tls: bool,
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    /// Where it serves HTTP.
+    pub(crate) url: String,
+    /// A token that may do everything.
+    pub(crate) token: Secret,
+    /// Its data directory, as an absolute path.
+    pub(crate) data_dir: DataDir,
+    /// What takes work on; ends first.
+    front: Tasks,
+    /// What writes down what happened; ends when nothing happens any more.
+    back: Tasks,
+    doors: Doors,
+    /// Given back last: whoever has it next finds everything closed.
+    _lock: DataDirLock,
+}
+
+impl Gateway {
+    /// Takes the data directory and begins every role.
+    pub(crate) async fn start(config: &Config, place: Place) -> anyhow::Result<Self> {
+        let data_dir = DataDir::make(&config.data_dir)?;
+        let mut lock = data_dir.lock(place.command).await?;
+        let tls = if place.tls { listening::tls(&config.api)? } else { None };
+        let listener = listening::bind(place.listen).await?;
+        let url = listening::url(listener.1, tls.is_some());
+        let token = administrator(config, &data_dir)?;
+        let doors = doors::embedded(config, &data_dir).await?;
+        let (front, back) = (Tasks::default(), Tasks::default());
+        let metrics = metrics::install(&back)?;
+        let composition = Composition {
+            config,
+            doors: &doors,
+            tasks: &front,
+            metrics,
+            admin_token: Some(token.clone()),
+            sole: true,
+        };
+        let api = api::start(composition)?;
+        recorder::start(config, &doors, &back);
+        worker::start(config, &data_dir, &doors, &front)?;
+        api::listen(api, listener, tls, config, &front);
+        lock.announce(&url)?;
+        Ok(Self { url, token, data_dir, front, back, doors, _lock: lock })
+    }
+
+    /// Ends every role: first what takes work on, then what writes down what happened. Jobs that run go on running where
+    /// their engine keeps them, and the next gateway over this directory adopts them.
+    pub(crate) async fn stop(self) {
+        self.front.stop().await;
+        self.back.stop().await;
+        self.doors.broker.close().await;
+    }
+}
+
+/// The administrator's token: the configured one, or the data directory's, made at the first start.
+fn administrator(config: &Config, data_dir: &DataDir) -> anyhow::Result<Secret> {
+    if let Some(token) = &config.api.admin_token {
+        return Ok(token.clone());
+    }
+    let file = data_dir.token_file();
+    write_private(&file, &format!("{}\n", auth::generate_bootstrap()))?;
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let token = text.trim();
+    anyhow::ensure!(
+        token.len() >= auth::MIN_BOOTSTRAP_LENGTH,
+        "{} does not hold a token; remove it and another is made",
+        file.display()
+    );
+    Ok(token.to_owned().into())
+}

@@ -1,0 +1,45 @@
+//! `jobgate recorder`: writes down what workers tell.
+
+use super::{
+    doors::{self, Doors},
+    listening, metrics,
+    probe::DoorsProbe,
+    signals::shut_down_on_signal,
+};
+use crate::{config::Config, exit::Exit};
+use jobgate_api::{
+    http::ops::Ops,
+    recorder::{self, Recorder},
+};
+use jobgate_shared::{clock, supervise::Tasks};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Begins to record; `tasks` end it.
+pub(super) fn start(config: &Config, doors: &Doors, tasks: &Tasks) {
+    let parts = Recorder {
+        store: doors.apply.clone(),
+        broker: doors.broker.clone(),
+        clock: clock::system(),
+        config: config.recorder.clone(),
+    };
+    recorder::run(tasks, parts);
+}
+
+/// Runs the role until it is told to stop.
+pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
+    let shutdown = CancellationToken::new();
+    let (tasks, listening_tasks) = (Tasks::new(shutdown.clone()), Tasks::default());
+    shut_down_on_signal(shutdown.clone())?;
+    let metrics = metrics::install(&listening_tasks)?;
+    let Some(doors) = doors::distributed(config, "recorder", &shutdown).await? else { return Ok(Exit::Done) };
+    let probe = Arc::new(DoorsProbe::new(&doors));
+    let ops = Ops::new(probe, move || metrics.render());
+    let bound = listening::serve_ops(config.telemetry.listen, ops, &listening_tasks).await?;
+    start(config, &doors, &tasks);
+    tracing::info!(ops = %bound, "jobgate recorder records; its health is at http://{bound}/readyz");
+    tasks.wait().await;
+    doors.broker.close().await;
+    listening_tasks.stop().await;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,63 @@
+//! `jobgate worker`: claims jobs of the configured clusters, submits and watches them.
+
+use super::{
+    clusters,
+    doors::{self, Doors},
+    listening, metrics,
+    probe::DoorsProbe,
+    signals::shut_down_on_signal,
+};
+use crate::{config::Config, data_dir::DataDir, exit::Exit};
+use jobgate_api::http::ops::Ops;
+use jobgate_shared::{clock, supervise::Tasks};
+use jobgate_worker::Worker;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Begins to work; `tasks` end it.
+pub(super) fn start(config: &Config, data_dir: &DataDir, doors: &Doors, tasks: &Tasks) -> anyhow::Result<()> {
+    let clock = clock::system();
+    let worker = Worker {
+        leases: doors.leases.clone(),
+        broker: doors.broker.clone(),
+        clusters: clusters::open(config, data_dir, &clock)?,
+        clock,
+        logs: Arc::new(doors.logs.clone()),
+        timing: config.worker.timing(),
+        host: host(config),
+    };
+    let shutdown = tasks.shutdown().clone();
+    tasks.supervise("worker", move || {
+        let (worker, shutdown) = (worker.clone(), shutdown.clone());
+        async move {
+            worker.run(shutdown).await;
+            Ok(())
+        }
+    });
+    Ok(())
+}
+
+/// What operators see as the place this process runs at.
+pub(super) fn host(config: &Config) -> String {
+    let own = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    config.worker.host.clone().unwrap_or_else(own)
+}
+
+/// Runs the role until it is told to stop.
+pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
+    let shutdown = CancellationToken::new();
+    // The listener answers while the worker drains.
+    let (tasks, listening_tasks) = (Tasks::new(shutdown.clone()), Tasks::default());
+    shut_down_on_signal(shutdown.clone())?;
+    let metrics = metrics::install(&listening_tasks)?;
+    let Some(doors) = doors::distributed(config, "worker", &shutdown).await? else { return Ok(Exit::Done) };
+    let probe = Arc::new(DoorsProbe::new(&doors));
+    let ops = Ops::new(probe, move || metrics.render());
+    let bound = listening::serve_ops(config.telemetry.listen, ops, &listening_tasks).await?;
+    start(config, &DataDir::make(&config.data_dir)?, &doors, &tasks)?;
+    tracing::info!(ops = %bound, "jobgate worker works; its health is at http://{bound}/readyz");
+    tasks.wait().await;
+    doors.broker.close().await;
+    listening_tasks.stop().await;
+    Ok(Exit::Done)
+}
