@@ -12,3 +12,5 @@ pub mod waiting;
 
 #[cfg(test)]
 mod stage;
+#[cfg(test)]
+mod testing;

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::{
     Error as ObjectError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, local::LocalFileSystem,
-    path::Path,
+    memory::InMemory, path::Path,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -133,6 +133,11 @@ impl LogStore {
     /// Logs in any object store.
     pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
         Self { objects }
+    }
+
+    /// Logs that live and die with the process. For tests.
+    pub fn in_memory() -> Self {
+        Self::new(Arc::new(InMemory::new()))
     }
 
     /// Logs in a local directory, made if it is not there and readable by its owner only. What is written is on the disk
@@ -329,14 +334,9 @@ fn marker_name(job: JobId, attempt: u32, stream: LogStream) -> Path {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use object_store::memory::InMemory;
     use proptest::prelude::*;
 
     const OUT: LogStream = LogStream::Stdout;
-
-    fn memory() -> LogStore {
-        LogStore::new(Arc::new(InMemory::new()))
-    }
 
     fn bytes(text: &str) -> Bytes {
         Bytes::copy_from_slice(text.as_bytes())
@@ -360,7 +360,7 @@ mod tests {
     async fn a_stream_reads_back_as_written_and_ends_at_its_marker() {
         let root = tempfile::tempdir().unwrap();
         let on_disk = LogStore::directory(&root.path().join("made/here")).unwrap();
-        for logs in [memory(), on_disk] {
+        for logs in [LogStore::in_memory(), on_disk] {
             let job = JobId::generate();
             let nothing = logs.read(job, 1, OUT, 0, 100).await.unwrap();
             assert_eq!(nothing, LogPiece::default());
@@ -381,7 +381,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_empty_stream_is_complete_once_marked() {
-        let (logs, job) = (memory(), JobId::generate());
+        let (logs, job) = (LogStore::in_memory(), JobId::generate());
         logs.finish(job, 1, OUT, 0).await.unwrap();
         let piece = logs.read(job, 1, OUT, 0, 100).await.unwrap();
         assert_eq!(piece, LogPiece { complete: true, ..LogPiece::default() });
@@ -389,7 +389,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_adopter_goes_on_where_the_stored_bytes_end() {
-        let (logs, job) = (memory(), JobId::generate());
+        let (logs, job) = (LogStore::in_memory(), JobId::generate());
         logs.append(job, 1, OUT, 0, bytes("abc")).await.unwrap();
         logs.append(job, 1, OUT, 3, bytes("def")).await.unwrap();
         assert_eq!(logs.resume(job, 1, OUT).await.unwrap(), 6);
@@ -397,7 +397,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_late_short_chunk_of_a_zombie_takes_nothing_from_its_adopters() {
-        let (logs, job) = (memory(), JobId::generate());
+        let (logs, job) = (LogStore::in_memory(), JobId::generate());
         logs.append(job, 1, OUT, 0, bytes("abcdefgh")).await.unwrap();
         // The zombie read the stream when it was shorter, and writes only now.
         assert_eq!(logs.append(job, 1, OUT, 0, bytes("abc")).await.unwrap(), 8);
@@ -413,7 +413,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hole_is_waited_for_until_the_marker_says_nothing_follows() {
-        let (logs, job) = (memory(), JobId::generate());
+        let (logs, job) = (LogStore::in_memory(), JobId::generate());
         logs.append(job, 1, OUT, 0, bytes("head")).await.unwrap();
         logs.append(job, 1, OUT, 100, bytes("tail")).await.unwrap();
         let waiting = logs.read(job, 1, OUT, 4, 100).await.unwrap();
@@ -429,7 +429,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_append_becomes_chunks_that_can_be_read_from_anywhere() {
-        let (logs, job) = (memory(), JobId::generate());
+        let (logs, job) = (LogStore::in_memory(), JobId::generate());
         let text: Vec<u8> = (0..3 * MAX_CHUNK + 17).map(|i| u8::try_from(i % 251).unwrap()).collect();
         let end = logs.append(job, 1, OUT, 0, text.clone().into()).await.unwrap();
         assert_eq!(end, text.len() as u64);
@@ -468,7 +468,7 @@ mod tests {
             let text: Vec<u8> = (0..200u8).collect();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
-                let (logs, job) = (memory(), JobId::generate());
+                let (logs, job) = (LogStore::in_memory(), JobId::generate());
                 let mut at = [0usize; 2];
                 for (writer, length) in cuts {
                     let at = &mut at[usize::from(writer)];

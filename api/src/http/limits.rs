@@ -13,7 +13,7 @@ pub(super) const MAX_BATCH_ITEMS: usize = 10_000;
 /// Largest body of anything else.
 pub(super) const MAX_SMALL: usize = 256 * 1024;
 /// Largest outputs of a job, whatever patches they came by.
-pub(super) const MAX_OUTPUTS: usize = 1024 * 1024;
+pub(super) const MAX_OUTPUTS: usize = 512 * 1024;
 /// Largest page of a listing, and the usual one.
 pub(super) const MAX_PAGE: u32 = 1_000;
 /// Page of a listing when nothing is said.

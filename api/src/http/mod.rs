@@ -21,6 +21,8 @@ pub mod problem;
 mod readiness;
 mod request;
 mod server;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use document::JobDocument;

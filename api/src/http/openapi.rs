@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use jobgate_shared::logs::LogStream;
 use std::sync::LazyLock;
 use utoipa::{
     Modify, OpenApi,
@@ -29,7 +30,7 @@ use utoipa::{
         clusters::queues, clusters::clusters, clusters::pause, clusters::resume, clusters::workers,
         tokens::create, tokens::list, tokens::revoke,
     ),
-    components(schemas(Problem, ops::Readiness, document::JobDocument, request::JobRequest)),
+    components(schemas(Problem, ops::Readiness, document::JobDocument, request::JobRequest, LogStream)),
     tags(
         (name = "jobs", description = "Posting, finding and reading jobs"),
         (name = "commands", description = "Cancel, hold, release, retry"),

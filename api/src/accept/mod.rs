@@ -5,18 +5,24 @@
 //! ids for a few seconds; then the caller is told to come back, and nothing is kept. Hints follow the commit and nobody
 //! waits for them: the row alone is the promise.
 
-use crate::{dispatcher::HintBudget, feed::Feed};
+mod hints;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    dispatcher::{self, HintBudget},
+    feed::Feed,
+};
 use futures::{FutureExt as _, future::BoxFuture};
 use jobgate_shared::{
-    broker::{Broker, Published, Route},
-    domain::{ClusterName, Job, JobId, JobState, NewJob},
+    broker::Broker,
+    domain::{Job, JobId, NewJob},
     retry::Delays,
     store::{Inserted, Store, StoreError, StoreResult},
     supervise::Tasks,
-    wire::{Hint, MAX_HINT},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -45,13 +51,13 @@ const MAX_HALVINGS: usize = 128;
 pub struct AcceptSettings {
     /// Most bytes of jobs that wait for a commit, roughly.
     pub max_waiting_bytes: usize,
-    /// How long a hint published here stands before the dispatcher gives another.
+    /// How long a hint published here stands before the dispatcher gives another: the dispatcher's `hint_ttl`.
     pub hint_for: Duration,
 }
 
 impl Default for AcceptSettings {
     fn default() -> Self {
-        Self { max_waiting_bytes: 64 * 1024 * 1024, hint_for: Duration::from_mins(1) }
+        Self { max_waiting_bytes: 64 * 1024 * 1024, hint_for: *dispatcher::Config::default().hint_ttl }
     }
 }
 
@@ -246,26 +252,6 @@ impl Acceptor {
         answers
     }
 
-    /// Room for a hint of each job, by cluster; a cluster that has not enough for all gives none and is left to the
-    /// dispatcher, which knows what is urgent.
-    fn take_room(&self, jobs: &[NewJob]) -> BTreeMap<ClusterName, usize> {
-        let mut wanted: BTreeMap<ClusterName, usize> = BTreeMap::new();
-        for job in jobs {
-            match wanted.get_mut(&job.cluster) {
-                Some(n) => *n += 1,
-                None => drop(wanted.insert(job.cluster.clone(), 1)),
-            }
-        }
-        wanted.retain(|cluster, n| {
-            let granted = self.budget.try_take(cluster, *n);
-            if granted < *n {
-                self.budget.give_back(cluster, granted);
-            }
-            granted == *n
-        });
-        wanted
-    }
-
     async fn store_some(&self, jobs: &[NewJob], hinted: bool) -> Vec<Accepted> {
         let hinted = hinted.then_some(self.settings.hint_for);
         let mut calls = 0;
@@ -333,70 +319,6 @@ impl Acceptor {
             }
             tokio::time::sleep(delay).await;
         }
-    }
-
-    /// Rings for what was stored: hints where room was taken, the dispatcher for the rest, whoever watches the feed.
-    fn ring(self: &Arc<Self>, answers: &[Accepted], taken: BTreeMap<ClusterName, usize>) {
-        let mut due: BTreeMap<&ClusterName, Vec<(i16, JobId)>> = BTreeMap::new();
-        let mut left_waiting = false;
-        let mut created = 0u64;
-        for answer in answers {
-            let Accepted::Created(job) = answer else { continue };
-            created += 1;
-            // The same test the store made when it marked the row hinted.
-            if job.life.state != JobState::Initialized || job.life.due_at > job.created_at {
-                continue;
-            }
-            if taken.contains_key(&job.cluster) {
-                due.entry(&job.cluster).or_default().push((-job.priority, job.id));
-            } else {
-                left_waiting = true;
-            }
-        }
-        if created > 0 {
-            metrics::counter!("jobgate_jobs_accepted_total").increment(created);
-            self.feed.poke();
-        }
-        if left_waiting {
-            self.budget.wake();
-        }
-        let mut hints = Vec::new();
-        for (cluster, n) in taken {
-            let mut jobs = due.remove(&cluster).unwrap_or_default();
-            if jobs.len() < n {
-                self.budget.give_back(&cluster, n - jobs.len());
-            }
-            jobs.sort_unstable();
-            let ids: Vec<JobId> = jobs.into_iter().map(|(_, id)| id).collect();
-            hints.extend(ids.chunks(MAX_HINT).map(|chunk| (cluster.clone(), chunk.to_vec())));
-        }
-        if !hints.is_empty() {
-            self.tasks.spawn("accept hints", self.clone().publish(hints));
-        }
-    }
-
-    async fn publish(self: Arc<Self>, hints: Vec<(ClusterName, Vec<JobId>)>) {
-        let publishing = hints.into_iter().map(async |(cluster, jobs)| {
-            let route = Route::Cluster(cluster.clone());
-            match self.broker.publish_hint(&route, Hint { jobs: jobs.clone() }).await {
-                // Without a queue nobody hears it; the dispatcher tries again when the hint has run out.
-                Ok(Published::Routed | Published::Unroutable) => {}
-                Err(error) => self.take_back(&cluster, &jobs, error.into()).await,
-            }
-        });
-        futures::future::join_all(publishing).await;
-    }
-
-    /// The broker did not take a hint: these jobs are the dispatcher's.
-    async fn take_back(&self, cluster: &ClusterName, jobs: &[JobId], error: anyhow::Error) {
-        metrics::counter!("jobgate_accept_hints_failed_total").increment(1);
-        tracing::debug!(%cluster, error = format!("{error:#}"), "a hint was not published; the dispatcher will");
-        self.budget.give_back(cluster, jobs.len());
-        if let Err(error) = self.store.unhint(jobs).await {
-            // Then the hint runs out by itself.
-            tracing::debug!(%cluster, error = format!("{:#}", anyhow::Error::from(error)), "a hint stays marked");
-        }
-        self.budget.wake();
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

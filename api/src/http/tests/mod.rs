@@ -1,0 +1,11 @@
+//! Every path over the reference store, and real sockets where the server itself is what is tested.
+
+mod bad_input;
+mod batch;
+mod callers;
+mod commands;
+mod events;
+mod jobs;
+mod logs;
+mod operations;
+mod server;

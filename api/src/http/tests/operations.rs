@@ -1,0 +1,128 @@
+//! What operators look at, and what probes and tools ask.
+
+use crate::testing::{Bench, small_job};
+use jobgate_shared::{broker::BrokerHealth, store::Role};
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, sync::atomic::Ordering};
+
+#[tokio::test]
+async fn queues_tell_how_many_jobs_stand_where_and_how_long_they_wait() {
+    let bench = Bench::new();
+    bench.posted(small_job()).await;
+    bench.posted(json!({"priority": 5, "spec": {"command": ["true"]}})).await;
+    bench.posted(json!({"priority": 5, "hold": true, "spec": {"command": ["true"]}})).await;
+    bench.call("POST", "/v1/jobs?project=other").json(&small_job()).send().await;
+    let queue = |answer: &Value, name: &str| -> Value {
+        let items = answer["items"].as_array().unwrap();
+        items.iter().find(|queue| queue["cluster"] == name).unwrap().clone()
+    };
+    let all = bench.call("GET", "/v1/queues").send().await.json();
+    let local = queue(&all, "local");
+    assert_eq!(
+        local["depths"],
+        json!([
+            {"priority": 5, "state": "HELD", "jobs": 1},
+            {"priority": 5, "state": "INITIALIZED", "jobs": 1},
+            {"priority": 0, "state": "INITIALIZED", "jobs": 2},
+        ])
+    );
+    assert_eq!(
+        (&local["hints_outstanding"], &local["paused"], &local["workers"]),
+        (&json!(3), &json!(false), &json!(0))
+    );
+    assert!(local["oldest"].as_array().unwrap().iter().all(|o| o["age_seconds"].as_f64().unwrap() >= 0.0));
+    assert_eq!(queue(&all, "slurm")["depths"], json!([]));
+    let own = bench.token(Some("other"), &[Role::Read]).await;
+    let own = bench.call("GET", "/v1/queues").token(&own).send().await.json();
+    assert_eq!(queue(&own, "local")["depths"], json!([{"priority": 0, "state": "INITIALIZED", "jobs": 1}]));
+}
+
+#[tokio::test]
+async fn a_paused_cluster_tells_who_paused_it_until_it_is_resumed() {
+    let bench = Bench::new();
+    let paused = bench.call("POST", "/v1/clusters/slurm/pause").send().await.json();
+    assert_eq!((&paused["paused"], &paused["paused_by"]), (&json!(true), &json!("token:bootstrap")));
+    let listed = bench.call("GET", "/v1/clusters").send().await.json();
+    assert_eq!(
+        (&listed["items"][1]["paused"], &listed["items"][1]["mode"]),
+        (&json!(true), &json!("two_phase"))
+    );
+    assert_eq!(listed["items"][0]["is_default"], json!(true));
+    let resumed = bench.call("POST", "/v1/clusters/slurm/resume").send().await.json();
+    assert_eq!((&resumed["paused"], &resumed["paused_at"]), (&json!(false), &Value::Null));
+    bench.call("POST", "/v1/clusters/nowhere/pause").send().await.is_problem(404, "not-found", None);
+    assert_eq!(bench.call("GET", "/v1/workers").send().await.json(), json!({"items": []}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_is_lost_with_the_store_and_degraded_without_the_broker() {
+    let bench = Bench::new();
+    let ready = || async {
+        // Answers are given again for a second.
+        tokio::time::advance(std::time::Duration::from_secs(2)).await;
+        let answer = bench.call("GET", "/readyz").without("authorization").send().await;
+        (answer.status.as_u16(), answer.json()["status"].clone())
+    };
+    assert_eq!(ready().await, (200, json!("ready")));
+    bench.broker.health.send_replace(BrokerHealth::Down);
+    assert_eq!(ready().await, (200, json!("degraded")));
+    bench.broker.health.send_replace(BrokerHealth::Blocked);
+    assert_eq!(ready().await, (200, json!("degraded")));
+    bench.store.away.store(true, Ordering::SeqCst);
+    assert_eq!(ready().await, (503, json!("unready")));
+    assert_eq!(bench.call("GET", "/livez").without("authorization").send().await.status.as_u16(), 200);
+}
+
+#[tokio::test]
+async fn metrics_need_a_token_unless_they_are_opened() {
+    let bench = Bench::new();
+    bench.call("GET", "/metrics").without("authorization").send().await.is_problem(
+        401,
+        "unauthenticated",
+        None,
+    );
+    assert_eq!(bench.call("GET", "/metrics").send().await.text(), "jobgate_metric 1\n");
+    let open = Bench::with(crate::http::HttpConfig { open_metrics: true, ..Default::default() });
+    assert_eq!(open.call("GET", "/metrics").without("authorization").send().await.status.as_u16(), 200);
+}
+
+#[tokio::test]
+async fn the_openapi_document_names_every_path_the_router_has() {
+    let bench = Bench::new();
+    let document = bench.call("GET", "/openapi.json").without("authorization").send().await.json();
+    let routes: BTreeSet<&str> = include_str!("../mod.rs")
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next())
+        .filter(|route| route.starts_with("/v1/"))
+        .collect();
+    let paths: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(paths, routes);
+    assert_eq!(document["components"]["securitySchemes"]["token"]["scheme"], "bearer");
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let problem =
+                &operation["responses"]["default"]["content"]["application/problem+json"]["schema"]["$ref"];
+            assert_eq!(problem, "#/components/schemas/Problem", "{method} {path}");
+            assert!(
+                operation["operationId"].is_string() && operation["summary"].is_string(),
+                "{method} {path}"
+            );
+        }
+    }
+    // Every schema that is referred to is there.
+    let text = document.to_string();
+    for name in text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(document["components"]["schemas"][name].is_object(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn every_answer_carries_the_id_of_its_request() {
+    let bench = Bench::new();
+    let own = bench.call("GET", "/v1/jobs").header("x-request-id", "my-id.1").send().await;
+    assert_eq!(own.header("x-request-id"), "my-id.1");
+    for foreign in ["with space", &"x".repeat(65)] {
+        let made = bench.call("GET", "/nowhere").header("x-request-id", foreign).send().await;
+        assert_eq!(made.header("x-request-id").len(), 32);
+    }
+}

@@ -1,0 +1,439 @@
+//! What the tests of this crate's HTTP half stand on: a store and a broker that can be told to fail, and an API over them.
+
+use crate::{
+    accept::AcceptSettings,
+    auth::{self, TokenWish},
+    clusters::{ClusterInfo, SpecValidator},
+    dispatcher::HintBudget,
+    http::{Api, ApiParts, Hosts, HttpConfig, router},
+};
+use async_trait::async_trait;
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Request, StatusCode, header},
+    response::Response,
+};
+use chrono::{DateTime, Utc};
+use http_body_util::BodyExt as _;
+use jobgate_shared::{
+    broker::{Broker, BrokerError, BrokerHealth, Published, Route, Subscription, memory::Memory},
+    clock::system,
+    domain::{
+        ClusterName, Command, HistoryEntry, Job, JobId, JobSpec, NewJob, SpecError, StatusEvent, TokenId,
+        WorkerId,
+    },
+    logs::LogStore,
+    store::{
+        Applied, Apply, Changes, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Hinted, Inserted,
+        Oldest, Page, PageRequest, Patch, Removed, Role, Scope, Store, StoreError, StoreResult, Stranded,
+        Token, Vanished, Worker, memory::MemoryStore,
+    },
+    supervise::Tasks,
+    wire::{Hint, Nudge},
+};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+use tower::ServiceExt as _;
+
+/// What the next insert does instead of simply storing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mishap {
+    /// Stores, and loses the answer.
+    AnswerLost,
+    /// Stores nothing.
+    Cut,
+    /// Panics.
+    Panic,
+}
+
+/// One call of `insert`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InsertCall {
+    pub(crate) ids: Vec<JobId>,
+    pub(crate) hinted: bool,
+}
+
+/// The reference store, with faults.
+#[derive(Debug)]
+pub(crate) struct ScriptedStore {
+    pub(crate) inner: MemoryStore,
+    /// Nothing answers.
+    pub(crate) away: AtomicBool,
+    pub(crate) mishaps: Mutex<VecDeque<Mishap>>,
+    /// A row with a name that begins so is refused for good.
+    pub(crate) poison: &'static str,
+    pub(crate) inserts: Mutex<Vec<InsertCall>>,
+    /// Inserts wait while this is false.
+    pub(crate) open: watch::Sender<bool>,
+    /// Calls of anything but `insert`.
+    pub(crate) calls: AtomicUsize,
+}
+
+impl ScriptedStore {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            inner: MemoryStore::new(system()),
+            away: AtomicBool::new(false),
+            mishaps: Mutex::default(),
+            poison: "poison",
+            inserts: Mutex::default(),
+            open: watch::channel(true).0,
+            calls: AtomicUsize::new(0),
+        })
+    }
+
+    pub(crate) fn inserts(&self) -> Vec<InsertCall> {
+        self.inserts.lock().unwrap().clone()
+    }
+
+    fn answer(&self) -> StoreResult<()> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.away.load(Ordering::SeqCst) { Err(cut()) } else { Ok(()) }
+    }
+}
+
+fn cut() -> StoreError {
+    StoreError::Away(anyhow::anyhow!("cut off"))
+}
+
+#[async_trait]
+impl Apply for ScriptedStore {
+    async fn apply(&self, events: &[StatusEvent]) -> StoreResult<Vec<Applied>> {
+        self.answer()?;
+        self.inner.apply(events).await
+    }
+}
+
+/// Every call but `insert` is passed on unless the store is away.
+macro_rules! passing_on {
+    ($($call:ident($($name:ident: $kind:ty),*) -> $told:ty;)*) => {
+        #[async_trait]
+        impl Store for ScriptedStore {
+            $(async fn $call(&self, $($name: $kind),*) -> StoreResult<$told> {
+                self.answer()?;
+                self.inner.$call($($name),*).await
+            })*
+
+            async fn insert(&self, jobs: &[NewJob], hinted: Option<Duration>) -> StoreResult<Vec<Inserted>> {
+                let ids = jobs.iter().map(|job| job.id).collect();
+                self.inserts.lock().unwrap().push(InsertCall { ids, hinted: hinted.is_some() });
+                self.open.subscribe().wait_for(|open| *open).await.unwrap();
+                if self.away.load(Ordering::SeqCst) {
+                    return Err(cut());
+                }
+                let mishap = self.mishaps.lock().unwrap().pop_front();
+                match mishap {
+                    Some(Mishap::Cut) => return Err(cut()),
+                    Some(Mishap::Panic) => panic!("told to"),
+                    Some(Mishap::AnswerLost) => {
+                        self.inner.insert(jobs, hinted).await?;
+                        return Err(cut());
+                    }
+                    None => {}
+                }
+                if jobs.iter().any(|job| job.name.starts_with(self.poison)) {
+                    let source = anyhow::anyhow!("poison");
+                    return Err(StoreError::Refused { operation: "insert", source });
+                }
+                self.inner.insert(jobs, hinted).await
+            }
+        }
+    };
+}
+
+passing_on! {
+    ping() -> ();
+    now() -> DateTime<Utc>;
+    get(scope: &Scope, job: JobId) -> Option<Job>;
+    list(scope: &Scope, filter: &Filter, page: PageRequest) -> Page;
+    history(scope: &Scope, job: JobId) -> Option<Vec<HistoryEntry>>;
+    command(scope: &Scope, jobs: &[JobId], command: Command, by: &str) -> Vec<Commanded>;
+    patch(scope: &Scope, job: JobId, patch: &Patch) -> Option<Job>;
+    remove(scope: &Scope, job: JobId) -> Removed;
+    retirable(before: DateTime<Utc>, limit: u32) -> Vec<JobId>;
+    retire(jobs: &[JobId], before: DateTime<Utc>) -> u64;
+    depths() -> Vec<Depth>;
+    oldest() -> Vec<Oldest>;
+    compact_counts() -> ();
+    changes(after: FeedCursor, limit: u32) -> Changes;
+    feed_end() -> FeedCursor;
+    outstanding() -> Vec<Hinted>;
+    due(cluster: &ClusterName, limit: u32, hint_for: Duration, again_after: Duration) -> Vec<Due>;
+    unhint(jobs: &[JobId]) -> ();
+    stranded(dead: &[WorkerId], limit: u32, hint_for: Duration) -> Vec<Stranded>;
+    vanished(jobs: &[Vanished], lost_after: Option<Duration>) -> Vec<Applied>;
+    workers() -> Vec<Worker>;
+    expire_all_leases() -> ();
+    cluster_settings() -> Vec<ClusterSetting>;
+    set_paused(cluster: &ClusterName, paused: bool, by: &str) -> ();
+    create_token(token: &Token) -> ();
+    tokens(scope: &Scope) -> Vec<Token>;
+    token(id: TokenId) -> Option<Token>;
+    revoke_token(scope: &Scope, id: TokenId) -> bool;
+}
+
+/// The broker of one process, with an ear at it.
+#[derive(Debug)]
+pub(crate) struct HeardBroker {
+    pub(crate) inner: Memory,
+    pub(crate) down: AtomicBool,
+    pub(crate) health: watch::Sender<BrokerHealth>,
+    pub(crate) hints: watch::Sender<Vec<(Route, Hint)>>,
+    pub(crate) nudges: watch::Sender<Vec<Nudge>>,
+}
+
+impl HeardBroker {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            inner: Memory::new(),
+            down: AtomicBool::new(false),
+            health: watch::channel(BrokerHealth::Up).0,
+            hints: watch::channel(Vec::new()).0,
+            nudges: watch::channel(Vec::new()).0,
+        })
+    }
+
+    fn answer(&self) -> Result<(), BrokerError> {
+        if self.down.load(Ordering::SeqCst) {
+            Err(BrokerError::Down(anyhow::anyhow!("down")))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for HeardBroker {
+    async fn publish_hint(&self, route: &Route, hint: Hint) -> Result<Published, BrokerError> {
+        self.answer()?;
+        self.hints.send_modify(|hints| hints.push((route.clone(), hint.clone())));
+        self.inner.publish_hint(route, hint).await
+    }
+
+    async fn publish_events(&self, events: Vec<StatusEvent>) -> Result<(), BrokerError> {
+        self.answer()?;
+        self.inner.publish_events(events).await
+    }
+
+    async fn nudge(&self, nudge: Nudge) -> Result<(), BrokerError> {
+        self.answer()?;
+        self.nudges.send_modify(|nudges| nudges.push(nudge.clone()));
+        self.inner.nudge(nudge).await
+    }
+
+    fn hints(&self, routes: &[Route], prefetch: u16) -> Subscription<Hint> {
+        self.inner.hints(routes, prefetch)
+    }
+
+    fn events(&self, prefetch: u16) -> Subscription<Vec<StatusEvent>> {
+        self.inner.events(prefetch)
+    }
+
+    fn nudges(&self) -> Subscription<Nudge> {
+        self.inner.nudges()
+    }
+
+    async fn events_behind(&self) -> Option<u64> {
+        self.inner.events_behind().await
+    }
+
+    fn health(&self) -> watch::Receiver<BrokerHealth> {
+        self.health.subscribe()
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+/// Two clusters, `local` and `slurm`; `slurm` takes no images.
+#[derive(Debug)]
+pub(crate) struct TwoClusters(Vec<ClusterInfo>);
+
+impl TwoClusters {
+    pub(crate) fn new() -> Arc<Self> {
+        let info = |name: &str| ClusterInfo {
+            name: name.parse().unwrap(),
+            engine: name.to_owned(),
+            mode: "two_phase".to_owned(),
+            capabilities: serde_json::json!({"logs": true}),
+        };
+        Arc::new(Self(vec![info("local"), info("slurm")]))
+    }
+}
+
+impl SpecValidator for TwoClusters {
+    fn clusters(&self) -> &[ClusterInfo] {
+        &self.0
+    }
+
+    fn default_cluster(&self) -> Option<&ClusterName> {
+        self.0.first().map(|info| &info.name)
+    }
+
+    fn validate(&self, cluster: &ClusterName, spec: &JobSpec) -> Result<(), SpecError> {
+        if cluster.as_str() == "slurm" && spec.image.is_some() {
+            return Err(SpecError::new("spec.image", "this engine runs no images"));
+        }
+        Ok(())
+    }
+}
+
+/// An API, everything under it, and a caller.
+pub(crate) struct Bench {
+    pub(crate) store: Arc<ScriptedStore>,
+    pub(crate) broker: Arc<HeardBroker>,
+    pub(crate) logs: LogStore,
+    pub(crate) budget: Arc<HintBudget>,
+    pub(crate) tasks: Tasks,
+    pub(crate) api: Arc<Api>,
+    pub(crate) router: Router,
+    /// Administers every project.
+    pub(crate) admin: String,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        Self::with(HttpConfig::default())
+    }
+
+    pub(crate) fn with(config: HttpConfig) -> Self {
+        let (store, broker, tasks) = (ScriptedStore::new(), HeardBroker::new(), Tasks::default());
+        let logs = LogStore::in_memory();
+        let budget = Arc::new(HintBudget::new());
+        budget.set(BTreeMap::new(), 10_000);
+        let admin = auth::generate_bootstrap();
+        let api = Api::start(ApiParts {
+            store: store.clone(),
+            broker: broker.clone(),
+            logs: logs.clone(),
+            clock: system(),
+            clusters: TwoClusters::new(),
+            budget: budget.clone(),
+            metrics: Arc::new(|| "jobgate_metric 1\n".to_owned()),
+            admin_token: Some(admin.clone()),
+            accept: AcceptSettings::default(),
+            config,
+            tasks: tasks.clone(),
+        });
+        let api = api.unwrap();
+        let hosts = Hosts::new("127.0.0.1:7070".parse().unwrap(), &["jobs.example.org".to_owned()]);
+        let router = router(api.clone(), hosts);
+        Self { store, broker, logs, budget, tasks, api, router, admin }
+    }
+
+    /// A new token.
+    pub(crate) async fn token(&self, project: Option<&str>, roles: &[Role]) -> String {
+        let project = project.map(|name| name.parse().unwrap());
+        let wish = TokenWish { name: "tester".to_owned(), project, roles: roles.to_vec(), expires_at: None };
+        let minted = auth::mint(wish, "token:test", system().now());
+        self.store.inner.create_token(&minted.token).await.unwrap();
+        minted.text
+    }
+
+    /// A request as the administrator, to be changed and sent.
+    pub(crate) fn call(&self, method: &str, path: &str) -> Call<'_> {
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "127.0.0.1:7070");
+        Call { bench: self, request: request.body(Body::empty()).unwrap() }.token(&self.admin)
+    }
+
+    /// Posts a job as the administrator; it must be accepted.
+    pub(crate) async fn posted(&self, document: Value) -> Value {
+        let answer = self.call("POST", "/v1/jobs").json(&document).send().await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        answer.json()
+    }
+}
+
+/// A request on its way.
+pub(crate) struct Call<'a> {
+    bench: &'a Bench,
+    request: Request<Body>,
+}
+
+impl Call<'_> {
+    pub(crate) fn token(self, token: &str) -> Self {
+        self.header("authorization", &format!("Bearer {token}"))
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.request.headers_mut().insert(name, value.parse().unwrap());
+        self
+    }
+
+    pub(crate) fn without(mut self, name: &'static str) -> Self {
+        self.request.headers_mut().remove(name);
+        self
+    }
+
+    pub(crate) fn json(self, document: &Value) -> Self {
+        self.body("application/json", document.to_string())
+    }
+
+    pub(crate) fn body(mut self, kind: &str, body: impl Into<Body>) -> Self {
+        *self.request.body_mut() = body.into();
+        self.header("content-type", kind)
+    }
+
+    /// Sends it and reads the whole answer.
+    pub(crate) async fn send(self) -> Answered {
+        let response = self.open().await;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().to_vec();
+        Answered { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// Sends it and leaves the body to be read.
+    pub(crate) async fn open(self) -> Response {
+        self.bench.router.clone().oneshot(self.request).await.unwrap()
+    }
+}
+
+/// An answer, read.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answered {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// It is a problem document of this kind, about this field.
+    #[track_caller]
+    pub(crate) fn is_problem(&self, status: u16, kind: &str, field: Option<&str>) {
+        let shown: String = self.text().chars().take(500).collect();
+        assert_eq!(self.status.as_u16(), status, "{shown}");
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        let problem = self.json();
+        assert_eq!(problem["type"], format!("urn:jobgate:problem:{kind}"), "{problem}");
+        assert_eq!(problem["status"], status);
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{problem}");
+        assert_eq!(problem.get("field").and_then(Value::as_str), field, "{problem}");
+    }
+}
+
+/// The smallest job there is.
+pub(crate) fn small_job() -> Value {
+    serde_json::json!({"spec": {"command": ["true"]}})
+}
