@@ -87,6 +87,8 @@ pub(super) struct Attempt {
     cancel: bool,
     suspect: bool,
     wants_create: bool,
+    /// Its logs are shipped to the end, which may be known before a poll sees that it ended.
+    shipped: bool,
     time_limit: Option<Duration>,
     wake: Option<Duration>,
 }
@@ -112,8 +114,9 @@ impl Attempt {
             },
         };
         let cancel = job.life.cancel_requested;
-        let (seq, tries, wants_create, wake) = (0, 0, false, None);
-        let mut attempt = Self { hold, phase, seq, tries, cancel, suspect, wants_create, time_limit, wake };
+        let (seq, tries, wants_create, shipped, wake) = (0, 0, false, false, None);
+        let mut attempt =
+            Self { hold, phase, seq, tries, cancel, suspect, wants_create, shipped, time_limit, wake };
         // An earlier claim may have submitted it, and this manager cannot be asked: submitting again could run it twice.
         if serving.capabilities.mode == SubmitMode::AtMostOnce && job.life.fruitless_claims > 1 {
             attempt.suspect = true;
@@ -501,7 +504,7 @@ impl Attempt {
         event: StatusEvent,
         submission: Option<Submission>,
     ) {
-        let shipped = submission.is_none() || !cx.serving.capabilities.logs;
+        let shipped = self.shipped || submission.is_none() || !cx.serving.capabilities.logs;
         self.tries = 0;
         self.phase = Phase::Ended { event: Box::new(event), submission, settled: false, shipped };
         cx.wake_in(backoff(1));
@@ -530,6 +533,7 @@ impl Attempt {
     }
 
     pub(super) fn logs_shipped(&mut self, cx: &mut Context<'_>) {
+        self.shipped = true;
         if let Phase::Ended { shipped, .. } = &mut self.phase {
             *shipped = true;
             self.forget_if_over(cx);

@@ -152,6 +152,18 @@ fn a_job_is_created_recorded_started_watched_told_and_forgotten_in_that_order() 
 }
 
 #[test]
+fn logs_shipped_before_the_end_is_seen_are_not_waited_for_again() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    b.core.clusters[0].serving.capabilities.logs = true;
+    let job = b.job();
+    let hold = b.running(&job);
+    assert_eq!(b.step(Input::LogsShipped(hold)), []);
+    b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Finished))));
+    assert!(matches!(&b.step(Input::Settled(job.id))[..], [Effect::Forget(_, s)] if s.id == "s"));
+    assert_eq!(b.core.jobs(), 0);
+}
+
+#[test]
 fn nothing_starts_before_it_is_recorded_and_an_unanswered_record_is_made_again() {
     let mut b = Bench::new(SubmitMode::TwoPhase);
     let job = b.job();
