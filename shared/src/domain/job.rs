@@ -110,7 +110,7 @@ pub struct IdempotencyKey {
 }
 
 /// The part of a job that changes. Only [`super::transition`] makes a new one.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Life {
     /// Where it stands.
     pub state: JobState,
@@ -173,7 +173,7 @@ impl Life {
 }
 
 /// A job as stored.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// Its identity.
     pub id: JobId,

@@ -14,6 +14,7 @@ pub mod conformance;
 mod kernel;
 pub mod memory;
 pub mod postgres;
+pub mod sqlite;
 
 use crate::domain::{
     ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, StatusEvent,
@@ -370,7 +371,7 @@ pub enum Role {
 }
 
 /// A token as stored: never the secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
     /// Its public half.
     pub id: TokenId,

@@ -1,0 +1,404 @@
+//! Jobs: accepted, found, listed, commanded, changed by hand, removed.
+
+use super::{
+    SqliteStore,
+    rows::{Counts, JOB, Rows, hex, id, job, list, micros, read, tell, write},
+    writer::{Transaction, fault},
+};
+use crate::{
+    domain::{Command, Deviation, HistoryEntry, Job, JobId, JobState, NewJob, derive_history},
+    store::{
+        Commanded, Filter, Inserted, JobChange, Page, PageRequest, Patch, Removed, Scope, StoreResult,
+        kernel::{Decided, Told, decide},
+    },
+};
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use std::{collections::HashMap, time::Duration};
+
+impl SqliteStore {
+    pub(super) async fn insert_jobs(
+        &self,
+        jobs: &[NewJob],
+        hinted: Option<Duration>,
+    ) -> StoreResult<Vec<Inserted>> {
+        let jobs = jobs.to_vec();
+        self.writer.run(move |transaction| Box::pin(insert(transaction, jobs, hinted))).await
+    }
+
+    pub(super) async fn find(&self, scope: &Scope, job: JobId) -> StoreResult<Option<Job>> {
+        find(&self.readers, scope, job).await
+    }
+
+    pub(super) async fn page(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
+        let mut query = QueryBuilder::<Sqlite>::new("-- list_jobs\nSELECT ");
+        query.push(JOB).push(", jobs.id FROM jobs WHERE true");
+        restrict(&mut query, scope, filter);
+        if let Some(after) = page.after {
+            query.push(" AND jobs.id < ").push_bind(after.0);
+        }
+        query.push(" ORDER BY jobs.id DESC LIMIT ").push_bind(i64::from(page.limit) + 1);
+        let rows = query.build().fetch_all(&self.readers).await.map_err(|e| fault(e, "list jobs"))?;
+        let jobs = rows.iter().take(page.limit as usize).map(job).collect::<StoreResult<Vec<_>>>()?;
+        let next = jobs.last().map(|job| job.id).filter(|_| rows.len() > jobs.len());
+        Ok(Page { jobs, next })
+    }
+
+    pub(super) async fn tell_history(
+        &self,
+        scope: &Scope,
+        job: JobId,
+    ) -> StoreResult<Option<Vec<HistoryEntry>>> {
+        let Some(found) = self.find(scope, job).await? else { return Ok(None) };
+        let rows = sqlx::query("-- deviations\nSELECT what FROM deviations WHERE job = ?1 ORDER BY n")
+            .bind(job.0)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|e| fault(e, "read a history"))?;
+        let deviations =
+            rows.iter().map(|row| read(&row.get::<String, _>(0))).collect::<StoreResult<Vec<Deviation>>>()?;
+        Ok(Some(derive_history(&found, &deviations)))
+    }
+
+    pub(super) async fn obey(
+        &self,
+        scope: &Scope,
+        jobs: &[JobId],
+        command: Command,
+        by: &str,
+    ) -> StoreResult<Vec<Commanded>> {
+        let (scope, jobs, by) = (scope.clone(), jobs.to_vec(), by.to_owned());
+        let obeyed = self.writer.run(move |transaction| {
+            Box::pin(async move {
+                let told = Told::Command { scope: &scope, command, by: &by };
+                let facts: Vec<_> = jobs.iter().map(|job| (*job, told)).collect();
+                let decided = decide(&mut Rows { transaction, claimer: None }, &facts).await?;
+                let mut outcomes = Vec::with_capacity(jobs.len());
+                for (job, answer) in jobs.iter().zip(decided) {
+                    outcomes.push(match answer {
+                        Decided::Advanced(life) | Decided::Duplicate(life) => {
+                            match find_here(&mut transaction.connection, *job).await? {
+                                Some(found) => {
+                                    let owner = life.holder();
+                                    Commanded::Done { job: Box::new(Job { life: *life, ..found }), owner }
+                                }
+                                None => Commanded::Absent,
+                            }
+                        }
+                        Decided::Refused(refusal) => Commanded::Refused(refusal),
+                        Decided::Stale | Decided::Absent => Commanded::Absent,
+                    });
+                }
+                Ok(outcomes)
+            })
+        });
+        obeyed.await
+    }
+
+    pub(super) async fn patch_job(
+        &self,
+        scope: &Scope,
+        id: JobId,
+        patch: &Patch,
+    ) -> StoreResult<Option<Job>> {
+        let (scope, patch) = (scope.clone(), patch.clone());
+        let patched = self.writer.run(move |Transaction { connection, .. }| {
+            Box::pin(async move {
+                let found = find_here(connection, id).await?.filter(|job| scope.covers(&job.project));
+                let Some(mut job) = found else { return Ok(None) };
+                let mut counts = Counts::default();
+                counts.add_job(&job, -1);
+                patch.apply(&mut job);
+                counts.add_job(&job, 1);
+                counts.save(connection).await?;
+                sqlx::query(
+                    "-- patch_job\nUPDATE jobs SET asked = ?2, labels = ?3, priority = ?4 WHERE id = ?1",
+                )
+                .bind(id.0)
+                .bind(write(&job)?)
+                .bind(write(&job.labels)?)
+                .bind(job.priority)
+                .execute(connection)
+                .await
+                .map_err(|e| fault(e, "change a job"))?;
+                Ok(Some(job))
+            })
+        });
+        patched.await
+    }
+
+    pub(super) async fn remove_job(&self, scope: &Scope, id: JobId) -> StoreResult<Removed> {
+        let scope = scope.clone();
+        let removed = self.writer.run(move |Transaction { connection, .. }| {
+            Box::pin(async move {
+                match find_here(connection, id).await?.filter(|job| scope.covers(&job.project)) {
+                    None => Ok(Removed::Absent),
+                    Some(job) if !job.life.state.is_terminal() => Ok(Removed::NotEnded),
+                    Some(job) => {
+                        forget(connection, &[job]).await?;
+                        Ok(Removed::Removed)
+                    }
+                }
+            })
+        });
+        removed.await
+    }
+
+    pub(super) async fn ended_before(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>> {
+        let rows = sqlx::query(
+            "-- retirable
+            SELECT id FROM jobs WHERE state >= 5 AND finished_at < ?1 ORDER BY finished_at, id LIMIT ?2",
+        )
+        .bind(micros(before))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|e| fault(e, "find old jobs"))?;
+        rows.iter().map(|row| id(row, "id").map(JobId)).collect()
+    }
+
+    pub(super) async fn retire_jobs(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64> {
+        let wanted = list(jobs.iter().map(|job| job.0));
+        let retired = self.writer.run(move |Transaction { connection, .. }| {
+            Box::pin(async move {
+                let rows = sqlx::query(
+                    "-- old_jobs
+                    SELECT jobs.asked, jobs.life, jobs.priority
+                      FROM json_each(?1) wanted CROSS JOIN jobs ON jobs.id = unhex(wanted.value)
+                     WHERE jobs.state >= 5 AND jobs.finished_at < ?2",
+                )
+                .bind(wanted)
+                .bind(micros(before))
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(|e| fault(e, "retire jobs"))?;
+                let old = rows.iter().map(job).collect::<StoreResult<Vec<_>>>()?;
+                forget(connection, &old).await?;
+                forget_feed(connection, before).await?;
+                Ok(old.len() as u64)
+            })
+        });
+        retired.await
+    }
+}
+
+async fn insert(
+    transaction: &mut Transaction,
+    jobs: Vec<NewJob>,
+    hinted: Option<Duration>,
+) -> StoreResult<Vec<Inserted>> {
+    let now = transaction.now;
+    let connection = &mut transaction.connection;
+    let mut outcomes = Vec::with_capacity(jobs.len());
+    let mut fresh: HashMap<JobId, Job> = HashMap::new();
+    let (mut rows, mut keys, mut told, mut counts) =
+        (Vec::new(), HashMap::new(), Vec::new(), Counts::default());
+    let known = known_ids(connection, &jobs).await?;
+    for new in &jobs {
+        if let Some(existing) = existing(connection, new, &known, &keys, &fresh).await? {
+            outcomes.push(existing);
+            continue;
+        }
+        let job = new.accepted(now);
+        let hintable = job.life.state == JobState::Initialized && job.life.due_at <= now;
+        let hinted_until = hinted.filter(|_| hintable).map(|hint| micros(now + hint));
+        rows.push(json!({
+            "id": hex(job.id.0), "project": job.project, "name": job.name, "cluster": job.cluster,
+            "priority": job.priority, "labels": write(&job.labels)?, "created_at": micros(job.created_at),
+            "asked": write(&job)?, "life": write(&job.life)?, "state": job.life.state.code(),
+            "due_at": micros(job.life.due_at), "hinted_until": hinted_until,
+        }));
+        if let Some(key) = &new.idempotency {
+            keys.insert((new.project.clone(), key.key.clone()), (key.body, new.id));
+        }
+        let (job_id, project) = (job.id, job.project.clone());
+        told.push(JobChange { job: job_id, project, entry: job.acceptance(job.life.state) });
+        counts.add_job(&job, 1);
+        outcomes.push(Inserted::Created(Box::new(job.clone())));
+        fresh.insert(job.id, job);
+    }
+    if rows.is_empty() {
+        return Ok(outcomes);
+    }
+    sqlx::query(
+        "-- insert_jobs
+        INSERT INTO jobs (id, project, name, cluster, priority, labels, created_at, asked, life, state, due_at, cancel, hinted_until)
+        SELECT unhex(value ->> 'id'), value ->> 'project', value ->> 'name', value ->> 'cluster', value ->> 'priority',
+               value ->> 'labels', value ->> 'created_at', value ->> 'asked', value ->> 'life', value ->> 'state',
+               value ->> 'due_at', 0, value ->> 'hinted_until'
+          FROM json_each(?1)",
+    )
+    .bind(Value::from(rows).to_string())
+    .execute(&mut *connection)
+    .await
+    .map_err(|e| fault(e, "insert jobs"))?;
+    for ((project, key), (body, job)) in keys {
+        sqlx::query(
+            "-- insert_key\nINSERT INTO idempotency_keys (project, key, body, job) VALUES (?1, ?2, ?3, ?4)",
+        )
+        .bind(project.as_str().to_owned())
+        .bind(key)
+        .bind(body.to_vec())
+        .bind(job.0)
+        .execute(&mut *connection)
+        .await
+        .map_err(|e| fault(e, "insert a key"))?;
+    }
+    counts.save(connection).await?;
+    tell(connection, now, &told).await?;
+    Ok(outcomes)
+}
+
+/// Which of these ids are taken: a replay after an unknown commit.
+async fn known_ids(connection: &mut SqliteConnection, jobs: &[NewJob]) -> StoreResult<Vec<JobId>> {
+    let rows = sqlx::query(
+        "-- known_ids
+        SELECT jobs.id FROM json_each(?1) wanted CROSS JOIN jobs ON jobs.id = unhex(wanted.value)",
+    )
+    .bind(list(jobs.iter().map(|job| job.id.0)))
+    .fetch_all(connection)
+    .await
+    .map_err(|e| fault(e, "insert jobs"))?;
+    rows.iter().map(|row| id(row, "id").map(JobId)).collect()
+}
+
+type Keys = HashMap<(crate::domain::Project, String), ([u8; 32], JobId)>;
+
+/// What stands already where `new` wants to be, in the file or earlier in this batch.
+async fn existing(
+    connection: &mut SqliteConnection,
+    new: &NewJob,
+    known: &[JobId],
+    keys: &Keys,
+    fresh: &HashMap<JobId, Job>,
+) -> StoreResult<Option<Inserted>> {
+    if let Some(key) = &new.idempotency {
+        let holder = match keys.get(&(new.project.clone(), key.key.clone())) {
+            Some((body, job)) => Some((body.to_vec(), *job)),
+            None => key_holder(connection, new.project.as_str(), &key.key).await?,
+        };
+        if let Some((body, job)) = holder {
+            if body != key.body {
+                return Ok(Some(Inserted::KeyReused));
+            }
+            let job = match fresh.get(&job) {
+                Some(job) => Some(job.clone()),
+                None => find_here(connection, job).await?,
+            };
+            return Ok(job.map(|job| Inserted::Existing(Box::new(job))));
+        }
+    }
+    if let Some(job) = fresh.get(&new.id) {
+        return Ok(Some(Inserted::Existing(Box::new(job.clone()))));
+    }
+    if known.contains(&new.id) {
+        return Ok(find_here(connection, new.id).await?.map(|job| Inserted::Existing(Box::new(job))));
+    }
+    Ok(None)
+}
+
+async fn key_holder(
+    connection: &mut SqliteConnection,
+    project: &str,
+    key: &str,
+) -> StoreResult<Option<(Vec<u8>, JobId)>> {
+    let row =
+        sqlx::query("-- key_holder\nSELECT body, job FROM idempotency_keys WHERE project = ?1 AND key = ?2")
+            .bind(project.to_owned())
+            .bind(key.to_owned())
+            .fetch_optional(connection)
+            .await
+            .map_err(|e| fault(e, "look up a key"))?;
+    row.map(|row| Ok((row.get("body"), JobId(id(&row, "job")?)))).transpose()
+}
+
+async fn find(readers: &SqlitePool, scope: &Scope, wanted: JobId) -> StoreResult<Option<Job>> {
+    let row = sqlx::query("-- get_job\nSELECT asked, life, priority FROM jobs WHERE id = ?1")
+        .bind(wanted.0)
+        .fetch_optional(readers)
+        .await
+        .map_err(|e| fault(e, "get a job"))?;
+    Ok(row.as_ref().map(job).transpose()?.filter(|job| scope.covers(&job.project)))
+}
+
+async fn find_here(connection: &mut SqliteConnection, wanted: JobId) -> StoreResult<Option<Job>> {
+    let row = sqlx::query("-- get_job\nSELECT asked, life, priority FROM jobs WHERE id = ?1")
+        .bind(wanted.0)
+        .fetch_optional(connection)
+        .await
+        .map_err(|e| fault(e, "get a job"))?;
+    row.as_ref().map(job).transpose()
+}
+
+fn restrict(query: &mut QueryBuilder<Sqlite>, scope: &Scope, filter: &Filter) {
+    if let Scope::Project(project) = scope {
+        query.push(" AND jobs.project = ").push_bind(project.as_str().to_owned());
+    }
+    if !filter.states.is_empty() {
+        let codes = Value::from_iter(filter.states.iter().map(|state| state.code())).to_string();
+        query.push(" AND jobs.state IN (SELECT value FROM json_each(").push_bind(codes).push("))");
+    }
+    for label in &filter.labels {
+        query
+            .push(" AND EXISTS (SELECT 1 FROM json_each(jobs.labels) WHERE value = ")
+            .push_bind(label.clone())
+            .push(")");
+    }
+    if let Some(cluster) = &filter.cluster {
+        query.push(" AND jobs.cluster = ").push_bind(cluster.as_str().to_owned());
+    }
+    if let Some(name) = &filter.name {
+        query.push(" AND jobs.name = ").push_bind(name.clone());
+    }
+    if let Some(from) = filter.created_after {
+        query.push(" AND jobs.created_at >= ").push_bind(micros(from));
+    }
+    if let Some(to) = filter.created_before {
+        query.push(" AND jobs.created_at < ").push_bind(micros(to));
+    }
+}
+
+/// Removes jobs with all that belongs to them.
+async fn forget(connection: &mut SqliteConnection, jobs: &[Job]) -> StoreResult<()> {
+    const OPERATION: &str = "remove jobs";
+    let mut counts = Counts::default();
+    for job in jobs {
+        counts.add_job(job, -1);
+    }
+    let gone = list(jobs.iter().map(|job| job.id.0));
+    for statement in [
+        "-- forget_keys\nDELETE FROM idempotency_keys WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
+        "-- forget_deviations\nDELETE FROM deviations WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
+        "-- forget_jobs\nDELETE FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
+    ] {
+        sqlx::query(statement)
+            .bind(&gone)
+            .execute(&mut *connection)
+            .await
+            .map_err(|e| fault(e, OPERATION))?;
+    }
+    counts.save(connection).await
+}
+
+/// Removes the part of the feed that is older, and remembers where it ended.
+async fn forget_feed(connection: &mut SqliteConnection, before: DateTime<Utc>) -> StoreResult<()> {
+    const OPERATION: &str = "shorten the feed";
+    // Up to the first batch that is young enough: the feed is kept from one point on, without holes.
+    for statement in [
+        "-- feed_forgotten
+        UPDATE feed_forgotten SET (batch, length) = (old.batch, old.length)
+          FROM (SELECT batch, length FROM feed
+                 WHERE batch < ifnull((SELECT min(batch) FROM feed WHERE at >= ?1), 9223372036854775807)
+                 ORDER BY batch DESC LIMIT 1) old",
+        "-- forget_feed
+        DELETE FROM feed WHERE batch < ifnull((SELECT min(batch) FROM feed WHERE at >= ?1), 9223372036854775807)",
+    ] {
+        sqlx::query(statement)
+            .bind(micros(before))
+            .execute(&mut *connection)
+            .await
+            .map_err(|e| fault(e, OPERATION))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! What the dispatcher and the feed read: due jobs, hints, stranded jobs, counts, changes.
+
+use super::{
+    SqliteStore,
+    rows::{id, job, list, micros, read, state, time},
+    writer::{Transaction, fault},
+};
+use crate::{
+    domain::{ClusterName, Job, JobId, Life, Project, SUSPECT_AFTER, WorkerId},
+    store::{
+        Changes, Depth, Due, FeedCursor, Hinted, JobChange, Oldest, StoreError, StoreResult, Stranded,
+        StrandedJob,
+    },
+};
+use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use std::{collections::BTreeMap, time::Duration};
+
+/// How long a dead worker that holds nothing is still known.
+const MOURNED_FOR: Duration = Duration::from_hours(1);
+
+fn is_suspect(life: &Life) -> bool {
+    life.submission.is_none() && life.fruitless_claims >= SUSPECT_AFTER
+}
+
+fn cluster(row: &SqliteRow) -> StoreResult<ClusterName> {
+    row.get::<String, _>("cluster").try_into().map_err(bad_name)
+}
+
+fn bad_name(source: crate::domain::NameError) -> StoreError {
+    StoreError::Refused { operation: "read a name", source: source.into() }
+}
+
+async fn hint(connection: &mut SqliteConnection, jobs: &[JobId], until: Option<i64>) -> StoreResult<()> {
+    sqlx::query(
+        "-- hint\nUPDATE jobs SET hinted_until = ?2 WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
+    )
+    .bind(list(jobs.iter().map(|job| job.0)))
+    .bind(until)
+    .execute(connection)
+    .await
+    .map_err(|e| fault(e, "hint jobs"))?;
+    Ok(())
+}
+
+impl SqliteStore {
+    pub(super) async fn counted(&self) -> StoreResult<Vec<Depth>> {
+        let rows = sqlx::query(
+            "-- depths
+            SELECT project, cluster, priority, state, jobs FROM counts WHERE jobs > 0
+             ORDER BY project, cluster, priority, state",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|e| fault(e, "read depths"))?;
+        let depth = |row: &SqliteRow| {
+            let project: Project = row.get::<String, _>("project").try_into().map_err(bad_name)?;
+            let jobs = u64::try_from(row.get::<i64, _>("jobs")).unwrap_or(0);
+            Ok(Depth {
+                project,
+                cluster: cluster(row)?,
+                priority: row.get("priority"),
+                state: state(row)?,
+                jobs,
+            })
+        };
+        rows.iter().map(depth).collect()
+    }
+
+    pub(super) async fn oldest_due(&self) -> StoreResult<Vec<Oldest>> {
+        let rows = sqlx::query(
+            "-- oldest
+            SELECT cluster, priority, min(due_at) AS due_at FROM jobs WHERE state = 1 AND due_at <= ?1
+             GROUP BY cluster, priority",
+        )
+        .bind(micros(self.clock.now()))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|e| fault(e, "find the oldest"))?;
+        let oldest = |row: &SqliteRow| {
+            Ok(Oldest {
+                cluster: cluster(row)?,
+                priority: row.get("priority"),
+                due_since: time(row.get("due_at")),
+            })
+        };
+        rows.iter().map(oldest).collect()
+    }
+
+    pub(super) async fn hinted(&self) -> StoreResult<Vec<Hinted>> {
+        let rows = sqlx::query(
+            "-- outstanding
+            SELECT cluster, sum(ifnull(hinted_until > ?1, 0)) AS outstanding, sum(ifnull(hinted_until <= ?1, 0)) AS expired
+              FROM jobs WHERE state = 1 AND due_at <= ?1 GROUP BY cluster",
+        )
+        .bind(micros(self.clock.now()))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|e| fault(e, "count hints"))?;
+        let hinted = |row: &SqliteRow| {
+            let count = |column| u64::try_from(row.get::<i64, _>(column)).unwrap_or(0);
+            Ok(Hinted {
+                cluster: cluster(row)?,
+                outstanding: count("outstanding"),
+                expired: count("expired"),
+            })
+        };
+        rows.iter().map(hinted).collect()
+    }
+
+    pub(super) async fn take_due(
+        &self,
+        cluster: &ClusterName,
+        limit: u32,
+        hint_for: Duration,
+        again_after: Duration,
+    ) -> StoreResult<Vec<Due>> {
+        let cluster = cluster.to_string();
+        let due = self.writer.run(move |Transaction { connection, now }| {
+            Box::pin(async move {
+                let now = *now;
+                let rows = sqlx::query(
+                    "-- due
+                    SELECT id, life, hinted_until, due_at FROM jobs
+                     WHERE state = 1 AND cluster = ?1 AND due_at <= ?2 AND ifnull(hinted_until <= ?3, 1)
+                     ORDER BY priority DESC, due_at, id LIMIT ?4",
+                )
+                .bind(cluster)
+                .bind(micros(now))
+                .bind(micros(now - again_after))
+                .bind(limit)
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(|e| fault(e, "find due jobs"))?;
+                let due = |row: &SqliteRow| {
+                    let life: Life = read(&row.get::<String, _>("life"))?;
+                    Ok(Due {
+                        job: JobId(id(row, "id")?),
+                        suspect: is_suspect(&life),
+                        again: row.get::<Option<i64>, _>("hinted_until").is_some(),
+                        waited: (now - life.due_at).to_std().unwrap_or_default(),
+                    })
+                };
+                let due = rows.iter().map(due).collect::<StoreResult<Vec<_>>>()?;
+                let jobs: Vec<JobId> = due.iter().map(|due| due.job).collect();
+                if !jobs.is_empty() {
+                    hint(connection, &jobs, Some(micros(now + hint_for))).await?;
+                }
+                Ok(due)
+            })
+        });
+        due.await
+    }
+
+    pub(super) async fn forget_hints(&self, jobs: &[JobId]) -> StoreResult<()> {
+        let jobs = jobs.to_vec();
+        let forgot = self.writer.run(move |Transaction { connection, .. }| {
+            Box::pin(async move { hint(connection, &jobs, None).await })
+        });
+        forgot.await
+    }
+
+    pub(super) async fn take_stranded(
+        &self,
+        dead: &[WorkerId],
+        limit: u32,
+        hint_for: Duration,
+    ) -> StoreResult<Vec<Stranded>> {
+        let owners = list(dead.iter().map(|worker| worker.0).chain([WorkerId::NOBODY.0]));
+        let dead = list(dead.iter().map(|worker| worker.0));
+        let stranded = self.writer.run(move |Transaction { connection, now }| {
+            Box::pin(async move {
+                let now = *now;
+                let rows = sqlx::query(
+                    "-- stranded
+                    SELECT asked, life, priority FROM jobs
+                     WHERE state IN (2, 3, 4) AND owner IN (SELECT unhex(value) FROM json_each(?1))
+                       AND ifnull(hinted_until <= ?2, 1)
+                     ORDER BY id LIMIT ?3",
+                )
+                .bind(owners)
+                .bind(micros(now))
+                .bind(limit)
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(|e| fault(e, "find stranded jobs"))?;
+                let found = rows.iter().map(job).collect::<StoreResult<Vec<Job>>>()?;
+                let jobs: Vec<JobId> = found.iter().map(|job| job.id).collect();
+                if !jobs.is_empty() {
+                    hint(connection, &jobs, Some(micros(now + hint_for))).await?;
+                }
+                forget_the_dead(connection, dead, micros(now - MOURNED_FOR)).await?;
+                Ok(grouped(found))
+            })
+        });
+        stranded.await
+    }
+
+    pub(super) async fn read_feed(&self, after: FeedCursor, limit: u32) -> StoreResult<Changes> {
+        const OPERATION: &str = "read the feed";
+        // One snapshot for both: what is forgotten must not change in between.
+        let mut snapshot = self.readers.begin().await.map_err(|e| fault(e, OPERATION))?;
+        let forgotten = sqlx::query("-- feed_forgotten\nSELECT batch, length FROM feed_forgotten")
+            .fetch_one(&mut *snapshot)
+            .await
+            .map_err(|e| fault(e, OPERATION))?;
+        let rows = sqlx::query(
+            "-- changes
+            SELECT batch, changes FROM feed WHERE batch > ?1 OR (batch = ?1 AND length > ?2) ORDER BY batch LIMIT ?3",
+        )
+        .bind(after.batch)
+        .bind(after.index)
+        .bind(limit)
+        .fetch_all(&mut *snapshot)
+        .await
+        .map_err(|e| fault(e, OPERATION))?;
+        snapshot.commit().await.map_err(|e| fault(e, OPERATION))?;
+        let mut items = Vec::new();
+        for row in &rows {
+            let (batch, changes): (i64, String) = (row.get("batch"), row.get("changes"));
+            let changes: Vec<JobChange> = read(&changes)?;
+            let cursors = (1u32..).map(|index| FeedCursor { batch, index });
+            let unread = cursors.zip(changes).filter(|(cursor, _)| *cursor > after);
+            items.extend(unread.take(limit as usize - items.len()));
+            if items.len() >= limit as usize {
+                break;
+            }
+        }
+        Ok(Changes { items, gap: after < cursor(&forgotten) })
+    }
+
+    pub(super) async fn end_of_feed(&self) -> StoreResult<FeedCursor> {
+        let row = sqlx::query(
+            "-- feed_end
+            SELECT batch, length FROM (SELECT batch, length FROM feed UNION ALL SELECT batch, length FROM feed_forgotten)
+             ORDER BY batch DESC LIMIT 1",
+        )
+        .fetch_one(&self.readers)
+        .await
+        .map_err(|e| fault(e, "find the end of the feed"))?;
+        Ok(cursor(&row))
+    }
+}
+
+fn cursor(row: &SqliteRow) -> FeedCursor {
+    let length = u32::try_from(row.get::<i64, _>("length")).unwrap_or(u32::MAX);
+    FeedCursor { batch: row.get("batch"), index: length }
+}
+
+/// By cluster, reach and owner: what one hint can be about.
+fn grouped(found: Vec<Job>) -> Vec<Stranded> {
+    let mut groups: BTreeMap<_, Vec<StrandedJob>> = BTreeMap::new();
+    for Job { id, cluster, life, .. } in found {
+        let reach = life.submission.as_ref().and_then(|submission| submission.reach.clone());
+        let owner = life.owner.unwrap_or(WorkerId::NOBODY);
+        let job = StrandedJob { job: id, suspect: is_suspect(&life) };
+        groups.entry((cluster, reach, owner)).or_default().push(job);
+    }
+    let group = |((cluster, reach, owner), jobs)| Stranded { cluster, reach, owner, jobs };
+    groups.into_iter().map(group).collect()
+}
+
+/// Removes workers that are dead for long and hold nothing.
+async fn forget_the_dead(connection: &mut SqliteConnection, dead: String, before: i64) -> StoreResult<()> {
+    sqlx::query(
+        "-- forget_the_dead
+        DELETE FROM workers
+         WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND expires_at <= ?2
+           AND NOT EXISTS (SELECT 1 FROM jobs WHERE owner = workers.id AND state IN (2, 3, 4))",
+    )
+    .bind(dead)
+    .bind(before)
+    .execute(connection)
+    .await
+    .map_err(|e| fault(e, "forget dead workers"))?;
+    Ok(())
+}
