@@ -379,9 +379,14 @@ impl Call<'_> {
         self.body("application/json", document.to_string())
     }
 
-    pub(crate) fn body(mut self, kind: &str, body: impl Into<Body>) -> Self {
+    pub(crate) fn body(self, kind: &str, body: impl Into<Body>) -> Self {
+        self.content(body).header("content-type", kind)
+    }
+
+    /// A body whose type is told elsewhere.
+    pub(crate) fn content(mut self, body: impl Into<Body>) -> Self {
         *self.request.body_mut() = body.into();
-        self.header("content-type", kind)
+        self
     }
 
     /// Sends it and reads the whole answer.

@@ -4,6 +4,7 @@ mod bad_input;
 mod batch;
 mod callers;
 mod commands;
+mod documented;
 mod events;
 mod jobs;
 mod logs;
