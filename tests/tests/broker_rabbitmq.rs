@@ -14,7 +14,7 @@ use jobgate_shared::broker::{
 };
 use jobgate_shared::broker_conformance;
 use jobgate_shared::domain::{JobId, Observation, StatusEvent, WorkerId};
-use jobgate_shared::settings::Period;
+use jobgate_shared::settings::{Number, Period};
 use jobgate_shared::wire::{Hint, Nudge};
 use jobgate_tests::services::{RabbitMq, Vhost};
 use jobgate_tests::wait::until;
@@ -26,7 +26,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 
 /// Longer than a reconnect takes, with its delay.
-const RECONNECT: Duration = Duration::from_secs(60);
+const RECONNECT: Duration = Duration::from_mins(1);
 const STEP: Duration = Duration::from_secs(20);
 const DISPATCH: &str = "jobgate.dispatch.shared";
 const DEAD: &str = "jobgate.dead";
@@ -218,6 +218,39 @@ async fn an_alarm_blocks_publishers_at_once_and_consumers_not_at_all() -> Result
     Ok(())
 }
 
+/// A quorum queue without a majority takes messages and confirms none; here its process is put to sleep.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_confirms_nothing_holds_up_nobody_else() -> Result<()> {
+    let server = RabbitMq::start().await?;
+    let vhost = server.vhost().await?;
+    let config = RabbitMqConfig {
+        publish_timeout: Period::new(Duration::from_millis(500)),
+        publish_window: Number::new(10),
+        ..config(vhost.url())
+    };
+    let broker = rabbitmq::RabbitMq::connect_lazily(config, "api");
+    let other = Route::Cluster("other".parse()?);
+    publish(&broker, &shared()).await?;
+    publish(&broker, &other).await?;
+    let name = vhost.url().rsplit_once('/').context("a vhost")?.1.to_owned();
+    let process = format!("'{name}_{DISPATCH}'");
+    server.rabbitmqctl(&["eval", &format!("sys:suspend({process}).")]).await?;
+
+    let refused = broker.publish_hint(&shared(), hint()).await;
+    ensure!(matches!(refused, Err(BrokerError::Blocked)), "{refused:?}");
+    publish(&broker, &other).await.context("beside one that waits for ever")?;
+    // With more than half of the window lost to the sleeper, the publisher begins anew.
+    let lost = join_all((0..8).map(async |_| broker.publish_hint(&shared(), hint()).await)).await;
+    ensure!(lost.iter().all(Result::is_err), "{lost:?}");
+    is(&broker, BrokerHealth::Down).await?;
+    publish_again(&broker, &other).await?;
+
+    server.rabbitmqctl(&["eval", &format!("sys:resume({process}).")]).await?;
+    publish_again(&broker, &shared()).await?;
+    broker.close().await;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_of_an_old_channel_settles_nothing_on_a_new_one() -> Result<()> {
     let server = RabbitMq::start().await?;
@@ -226,7 +259,7 @@ async fn a_tag_of_an_old_channel_settles_nothing_on_a_new_one() -> Result<()> {
     let sent = [publish(&broker, &shared()).await?, publish(&broker, &shared()).await?];
     let mut hints = broker.hints(&[shared()], 10);
     let (one, two) = (next(&mut hints, STEP).await?, next(&mut hints, STEP).await?);
-    server.rabbitmqctl(&["close_all_connections", "of a test"]).await?;
+    server.rabbitmqctl(&["close_all_connections", "--global", "of a test"]).await?;
     let again = [next(&mut hints, RECONNECT).await?, next(&mut hints, RECONNECT).await?];
     one.ack().await;
     two.ack_through().await;
@@ -271,11 +304,11 @@ async fn of_messages_in_flight_together_exactly_the_unroutable_one_is_told_so() 
     publish(&broker, &shared()).await?;
     let absent = Route::Worker(WorkerId::generate());
     for round in 0..200 {
-        let publishes = (0..5).map(async |place| {
+        let together = (0..5).map(async |place| {
             let route = if place == round % 5 { absent.clone() } else { shared() };
             broker.publish_hint(&route, hint()).await
         });
-        for (place, published) in (0..5).zip(join_all(publishes).await) {
+        for (place, published) in (0..5).zip(join_all(together).await) {
             let expected = if place == round % 5 { Published::Unroutable } else { Published::Routed };
             let published = published?;
             ensure!(published == expected, "round {round}, {place}: {published:?}");

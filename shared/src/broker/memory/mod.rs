@@ -145,11 +145,14 @@ impl Broker for Memory {
         self.hints.offer(route, hint).map(|()| Published::Routed).map_err(|_| BrokerError::Blocked)
     }
 
-    async fn publish_events(&self, mut events: Vec<StatusEvent>) -> Result<(), BrokerError> {
-        while !events.is_empty() {
-            let rest = events.split_off(events.len().min(MAX_EVENTS));
-            self.events.put((), events).await.map_err(|_| closed())?;
-            events = rest;
+    async fn publish_events(&self, events: Vec<StatusEvent>) -> Result<(), BrokerError> {
+        if events.len() <= MAX_EVENTS {
+            return self.events.put((), events).await.map_err(|_| closed());
+        }
+        let mut events = events.into_iter();
+        while events.len() > 0 {
+            let message = events.by_ref().take(MAX_EVENTS).collect();
+            self.events.put((), message).await.map_err(|_| closed())?;
         }
         Ok(())
     }

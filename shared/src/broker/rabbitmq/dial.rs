@@ -10,15 +10,15 @@ use lapin::{
     runtime::default_runtime,
     tcp::{AMQPUriTcpExt as _, OwnedTLSConfig},
 };
-use std::{future::Future, io, pin::Pin, time::Duration};
+use std::{future::Future, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 /// For what the broker answers at once: a channel, a declaration, a close.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// A connection or channel that lived this long was a good one: the next delay is the first again.
 pub(super) const GOOD_LIFE: Duration = Duration::from_mins(1);
-/// How often a connection is looked at beside the events it sends.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often a connection or a channel is looked at beside what it tells.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// For what is still to be said at an end; whoever does not hear it notices the closed socket.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
 
@@ -77,33 +77,36 @@ pub(super) enum Change {
 
 /// A connection and its events. One listener only: copies would share the events, not each see them all.
 pub(super) struct Line {
-    connection: std::sync::Arc<Connection>,
+    connection: Arc<Connection>,
     events: Pin<Box<dyn Stream<Item = Event> + Send>>,
+    /// The last error told of; it may have been a channel's only.
+    error: Option<lapin::Error>,
 }
 
 impl Line {
     pub(super) fn new(connection: Connection) -> Self {
         let events = connection.events_listener().boxed();
-        Self { connection: std::sync::Arc::new(connection), events }
+        Self { connection: Arc::new(connection), events, error: None }
     }
 
-    pub(super) fn connection(&self) -> &std::sync::Arc<Connection> {
+    pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 
     /// The next change. Cancel safe.
     pub(super) async fn change(&mut self) -> Change {
-        let mut why = None;
         loop {
             if !self.connection.status().connected() {
-                let why = why.map_or_else(|| anyhow!("the connection is gone"), anyhow::Error::new);
-                return Change::Broken(why);
+                let error = self.error.take();
+                return Change::Broken(
+                    error.map_or_else(|| anyhow!("the connection is gone"), anyhow::Error::new),
+                );
             }
             match timeout(LOOK, self.events.next()).await {
                 Ok(Some(Event::ConnectionBlocked(reason))) => return Change::Blocked(reason),
                 Ok(Some(Event::ConnectionUnblocked)) => return Change::Unblocked,
                 // A channel's error, or the connection's: the status tells.
-                Ok(Some(Event::Error(error))) => why = Some(error),
+                Ok(Some(Event::Error(error))) => self.error = Some(error),
                 Ok(Some(_)) | Err(_) => {}
                 Ok(None) => return Change::Broken(anyhow!("the connection tells nothing more")),
             }

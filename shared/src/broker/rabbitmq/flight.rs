@@ -276,8 +276,9 @@ impl Flight {
         }
     }
 
-    /// Waits for the confirms of everything in flight, for at most `grace`.
-    pub(super) async fn land_all(&mut self, grace: Duration) {
+    /// Waits for the confirms of everything in flight and closes the channel, each for at most `grace`. Whoever still waits
+    /// then hears that the publisher ended.
+    pub(super) async fn close(mut self, grace: Duration) {
         let all = async {
             while !self.landings.is_empty() {
                 if self.progress().await.is_err() {
@@ -285,8 +286,8 @@ impl Flight {
                 }
             }
         };
-        // Whoever still waits then hears that the publisher ended.
         timeout(grace, all).await.ok();
+        timeout(grace, self.channel.close(200, "bye".into())).await.ok();
     }
 }
 

@@ -30,7 +30,6 @@ use crate::{
 use anyhow::{Result, anyhow};
 use async_trait::async_trait;
 use condition::Condition;
-use dial::ANSWER;
 use flight::{Kind, Letter};
 use futures::future::try_join_all;
 use lapin::types::{FieldTable, ShortString};
@@ -56,7 +55,8 @@ pub struct RabbitMq {
     publisher: Publisher,
     link: Link,
     reader: Reader,
-    tasks: Tasks,
+    /// The connections, which outlive what reads over them.
+    connections: Tasks,
     depth: Mutex<Option<(Instant, Option<u64>)>>,
     /// Ends everything also when it is dropped without `close`.
     _end: DropGuard,
@@ -67,7 +67,7 @@ impl RabbitMq {
     /// names the connections in RabbitMQ's own tools. Must be called inside the runtime.
     pub fn connect_lazily(config: RabbitMqConfig, process: impl Into<String>) -> Self {
         let (process, shutdown) = (process.into(), CancellationToken::new());
-        let tasks = Tasks::new(shutdown.clone());
+        let connections = Tasks::new(shutdown.clone());
         let condition = Arc::new(Condition::new());
         let topology = Arc::new(Topology::new(&config));
         let office = Office {
@@ -76,13 +76,13 @@ impl RabbitMq {
             topology: topology.clone(),
             condition: condition.clone(),
         };
-        let publisher = Publisher::start(office, &tasks);
-        let link = Link::start(config.clone(), process, condition.clone(), &tasks);
+        let publisher = Publisher::start(office, &connections);
+        let link = Link::start(config.clone(), process, condition.clone(), &connections);
         let reader = Reader {
             link: link.clone(),
             publisher: publisher.clone(),
             topology: topology.clone(),
-            tasks: tasks.clone(),
+            tasks: Tasks::new(shutdown.child_token()),
         };
         Self {
             config,
@@ -91,7 +91,7 @@ impl RabbitMq {
             publisher,
             link,
             reader,
-            tasks,
+            connections,
             depth: Mutex::default(),
             _end: shutdown.drop_guard(),
         }
@@ -109,7 +109,8 @@ impl RabbitMq {
 
     /// Runs a declaration, over the connection no alarm can block.
     async fn make(&self, declaration: impl Future<Output = Result<()>>) -> Result<(), BrokerError> {
-        let made = timeout(ANSWER, declaration).await.unwrap_or_else(|_| Err(anyhow!("no answer")));
+        let patience = *self.config.publish_timeout;
+        let made = timeout(patience, declaration).await.unwrap_or_else(|_| Err(anyhow!("no answer")));
         made.map_err(BrokerError::Down)
     }
 
@@ -214,6 +215,8 @@ impl Broker for RabbitMq {
     }
 
     async fn close(&self) {
-        self.tasks.stop().await;
+        // Channels before their connections: what is out goes back in order.
+        self.reader.tasks.stop().await;
+        self.connections.stop().await;
     }
 }

@@ -6,7 +6,7 @@
 use super::{
     condition::{Condition, Role},
     config::RabbitMqConfig,
-    dial::{Change, GOOD_LIFE, GRACE, Line, answer, delays, dial},
+    dial::{Change, GOOD_LIFE, GRACE, LOOK, Line, answer, delays, dial},
     flight::{Flight, Letter},
     topology::Topology,
 };
@@ -142,7 +142,8 @@ impl Office {
     ) -> Result<()> {
         let window = self.config.publish_window.get() as usize;
         let mut batch = Vec::with_capacity(window);
-        let mut blocked = false;
+        let (mut blocked, mut stuck) = (false, Stuck::new(*self.config.publish_timeout));
+        let mut look = tokio::time::interval(LOOK);
         let ended = loop {
             let room = if blocked { window } else { window.saturating_sub(flight.len()) };
             tokio::select! {
@@ -156,7 +157,6 @@ impl Office {
                         flight.give_up_waiting();
                     }
                     Change::Unblocked => {
-                        tracing::info!("the broker takes messages again");
                         blocked = false;
                         self.condition.set(Role::Publish, BrokerHealth::Up);
                     }
@@ -177,18 +177,38 @@ impl Office {
                         }
                     }
                 }
+                _ = look.tick() => {}
             }
-            // Messages whose confirms never come (a queue without a leader) must not fill the window for ever.
-            if !blocked && 2 * flight.given_up() > window {
+            if stuck.is(!blocked && 2 * flight.given_up() > window) {
                 break Err(anyhow!("half of the publishing window waits for confirms that do not come"));
             }
         };
         if ended.is_ok() && !blocked {
-            flight.land_all(GRACE).await;
+            flight.close(GRACE).await;
+        } else {
+            drop(flight);
         }
-        drop(flight);
         line.close().await;
         ended
+    }
+}
+
+/// Messages whose confirms never come (a queue without a leader) must not fill the window for ever; but after an alarm,
+/// those written during it may take a while.
+struct Stuck {
+    patience: Duration,
+    since: Option<Instant>,
+}
+
+impl Stuck {
+    fn new(patience: Duration) -> Self {
+        Self { patience, since: None }
+    }
+
+    /// Whether it has been `full` for too long.
+    fn is(&mut self, full: bool) -> bool {
+        self.since = full.then(|| self.since.unwrap_or_else(Instant::now));
+        self.since.is_some_and(|since| since.elapsed() > self.patience)
     }
 }
 

@@ -99,27 +99,29 @@ impl Desk {
         hand_over(self.channel.basic_ack(tag, BasicAckOptions { multiple }));
     }
 
-    /// Publishes the message among the dead letters, then acknowledges it. Tries until it succeeds or the channel is gone:
+    /// Publishes the message among the dead letters, then acknowledges it. Tries until it succeeds, or the channel is gone:
     /// then the message comes again.
     async fn bury(self: Arc<Self>, tag: Tag, queue: Arc<str>, bytes: Vec<u8>, why: String) {
+        let shutdown = self.reader.tasks.shutdown().clone();
+        shutdown.run_until_cancelled(self.try_to_bury(tag, &queue, &bytes, &why)).await;
+    }
+
+    async fn try_to_bury(&self, tag: Tag, queue: &str, bytes: &[u8], why: &str) {
         let mut delays = delays();
         while self.channel.status().connected() {
-            match self.publish_dead(&queue, &bytes, &why).await {
+            match self.publish_dead(queue, bytes, why).await {
                 Ok(()) => {
-                    tracing::warn!(%queue, why, "a message went to the dead letters");
-                    metrics::counter!("jobgate_broker_poison_total", "queue" => self.reader.topology.label(&queue))
-                        .increment(1);
+                    let label = self.reader.topology.label(queue);
+                    metrics::counter!("jobgate_broker_poison_total", "queue" => label).increment(1);
+                    tracing::warn!(queue, why, "a message went to the dead letters");
                     return self.buried(tag);
                 }
                 Err(error) => {
                     let error = format!("{error:#}");
-                    tracing::debug!(%queue, error, "a dead letter could not be published yet");
+                    tracing::debug!(queue, error, "a dead letter could not be published yet");
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(delays.next_delay()) => {}
-                () = self.reader.tasks.shutdown().cancelled() => return,
-            }
+            tokio::time::sleep(delays.next_delay()).await;
         }
     }
 

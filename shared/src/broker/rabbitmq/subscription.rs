@@ -2,7 +2,7 @@
 //! and closes it when the subscription is dropped, so that what was out goes back.
 
 use super::{
-    dial::{GOOD_LIFE, GRACE, answer, delays},
+    dial::{GOOD_LIFE, GRACE, LOOK, answer, delays},
     link::Link,
     publisher::Publisher,
     settling::{Desk, Unsettled},
@@ -27,7 +27,6 @@ use std::{
     future::poll_fn,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 use tokio::{
     sync::mpsc,
@@ -37,8 +36,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Most nudges a process has not taken; one more is dropped, for those that wait say the same.
 const WAITING_NUDGES: usize = 1_024;
-/// How often a channel is looked at beside what it delivers.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// What is consumed.
 #[derive(Debug, Clone)]
@@ -89,10 +86,14 @@ impl Reader {
         let mut delays = delays();
         loop {
             let began = Instant::now();
-            let opened = tokio::select! {
-                opened = Intake::open(self, &feed) => opened,
+            let connection = tokio::select! {
+                connection = self.link.connection() => connection,
                 () = gone(deliveries, shutdown) => break,
             };
+            // Given up halfway only with the connection, for each step has a bound: the library breaks the whole connection
+            // when the channels of abandoned steps close at the wrong moment.
+            let opening = Intake::open(self, &connection, &feed);
+            let Some(opened) = shutdown.run_until_cancelled(opening).await else { break };
             let error = match opened {
                 Ok(mut intake) => {
                     let ended = tokio::select! {
@@ -143,10 +144,9 @@ struct Intake {
 }
 
 impl Intake {
-    /// Makes the queues and consumes them on a new channel. Waits for a connection.
-    async fn open(reader: &Reader, feed: &Feed) -> Result<Self> {
-        let connection = reader.link.connection().await;
-        let queues = declare(reader, &connection, feed).await?;
+    /// Makes the queues and consumes them on a new channel.
+    async fn open(reader: &Reader, connection: &Connection, feed: &Feed) -> Result<Self> {
+        let queues = declare(reader, connection, feed).await?;
         let channel = answer("open a channel", connection.create_channel()).await?;
         let no_ack = feed.prefetch().is_none();
         let mut taps = Vec::new();
