@@ -225,8 +225,10 @@ impl Client {
         let queues = self.get("/v1/queues").await?;
         let mut depths = BTreeMap::new();
         for queue in queues["items"].as_array().context("items")? {
-            let state = queue["state"].as_str().context("state")?.to_owned();
-            *depths.entry(state).or_default() += queue["jobs"].as_u64().context("jobs")?;
+            for depth in queue["depths"].as_array().context("depths")? {
+                let state = depth["state"].as_str().context("state")?.to_owned();
+                *depths.entry(state).or_default() += depth["jobs"].as_u64().context("jobs")?;
+            }
         }
         Ok(depths)
     }

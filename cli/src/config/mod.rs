@@ -138,21 +138,27 @@ fn in_our_words(message: &str) -> String {
 /// Inside a `[clusters.…]` section the parser has to read the engine's name first and forgets where the other keys stand.
 /// The faulty key is the one without which the error is another one.
 fn faulty_key(text: &str, section: &str, message: &str) -> Option<locate::Place> {
-    let blames = |key: &str| -> Option<bool> {
-        let name = key.rsplit('.').next()?;
-        let mut table: toml::Table = text.parse().ok()?;
-        let mut inner = &mut table;
-        for part in section.split('.') {
-            inner = inner.get_mut(part)?.as_table_mut()?;
-        }
-        inner.remove(name)?;
-        Some(table.try_into::<Config>().err().is_none_or(|error| error.message() != message))
-    };
     if !section.starts_with("clusters.") {
         return None;
     }
-    let key = locate::keys_below(text, section).into_iter().find(|key| blames(key) == Some(true))?;
-    Some(locate::Place { line: locate::of_key(text, &key)?, key })
+    let mut keys = locate::keys_below(text, section);
+    // Without what says how to read the others every error is another one, so it is blamed last.
+    keys.sort_by_key(|key| key.ends_with(".engine") || key.ends_with(".kind"));
+    let key = keys.into_iter().find(|key| is_to_blame(text, key, message) == Some(true))?;
+    let line = locate::of_key(text, &key)?;
+    faulty_key(text, &key, message).or(Some(locate::Place { line, key }))
+}
+
+/// The error would be another one, or none, without this key.
+fn is_to_blame(text: &str, key: &str, message: &str) -> Option<bool> {
+    let (section, name) = key.rsplit_once('.')?;
+    let mut table: toml::Table = text.parse().ok()?;
+    let mut inner = &mut table;
+    for part in section.split('.') {
+        inner = inner.get_mut(part)?.as_table_mut()?;
+    }
+    inner.remove(name)?;
+    Some(table.try_into::<Config>().err().is_none_or(|error| error.message() != message))
 }
 
 #[cfg(test)]

@@ -150,3 +150,64 @@ fn jobs_that_name_no_cluster_go_where_that_is_clear() {
         ("default_cluster", "there is no [clusters.b]")
     );
 }
+
+fn root() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The sample with the lines that show something in force: those that begin with `mark`.
+fn sample(mark: &str) -> String {
+    let text = std::fs::read_to_string(root().join("deploy/jobgate.toml")).unwrap();
+    let shown = |line: &str| match line.strip_prefix(mark) {
+        Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => rest.to_owned(),
+        Some(_) | None => line.to_owned(),
+    };
+    text.lines().map(|line| shown(line) + "\n").collect()
+}
+
+#[test]
+fn the_sample_shows_the_defaults_and_its_examples_are_good() {
+    assert_eq!(parse(Path::new("jobgate.toml"), &sample("#")).unwrap(), Config::default());
+    let examples = parse(Path::new("jobgate.toml"), &sample("#: ")).unwrap();
+    examples.check().map_err(|conflict| format!("{}: {}", conflict.key, conflict.message)).unwrap();
+    assert!(examples.api.tls.is_some() && examples.clusters.len() == 1);
+}
+
+/// Every key with its default as TOML writes it; nothing for a key without one.
+fn keys(prefix: &str, value: &serde_json::Value, found: &mut Vec<(String, String)>) {
+    for (key, value) in value.as_object().unwrap() {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            serde_json::Value::Object(inner) if !inner.is_empty() => keys(&path, value, found),
+            serde_json::Value::Null => found.push((path, String::new())),
+            default => found.push((path, format!("`{default}`"))),
+        }
+    }
+}
+
+#[test]
+fn every_key_is_documented_with_its_default() {
+    use jobgate_worker::engines::{local::LocalConfig, noop::NoopConfig};
+    let documented = std::fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let mut found = Vec::new();
+    keys("", &serde_json::to_value(Config::default()).unwrap(), &mut found);
+    found.retain(|(key, _)| key != "clusters");
+    let here = serde_json::to_value(ClusterSection::here()).unwrap();
+    keys("", &here, &mut found);
+    keys("", &serde_json::to_value(NoopConfig::default()).unwrap(), &mut found);
+    keys("", &serde_json::to_value(LocalConfig::default()).unwrap(), &mut found);
+    for (key, default) in found {
+        // Which engine is the one thing of a cluster that must be said.
+        let default = if key == "engine" { String::new() } else { default };
+        let row = format!("| `{key}` | {default}{}| ", if default.is_empty() { "" } else { " " });
+        assert!(documented.contains(&row), "docs/configuration.md lacks the row {row}");
+    }
+    for (variable, _) in environment::VARIABLES {
+        assert!(documented.contains(&format!("| `{variable}` | ")), "docs/configuration.md lacks {variable}");
+    }
+    for line in crate::exit::HELP.lines().skip(1) {
+        let (code, meaning) = line.trim().split_once(' ').unwrap();
+        let row = format!("| {code} | {} |", meaning.trim());
+        assert!(documented.contains(&row), "docs/configuration.md lacks the row {row}");
+    }
+}

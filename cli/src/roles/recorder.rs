@@ -32,10 +32,12 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     let (tasks, listening_tasks) = (Tasks::new(shutdown.clone()), Tasks::default());
     shut_down_on_signal(shutdown.clone())?;
     let metrics = metrics::install(&listening_tasks)?;
-    let Some(doors) = doors::distributed(config, "recorder", &shutdown).await? else { return Ok(Exit::Done) };
-    let probe = Arc::new(DoorsProbe::new(&doors));
-    let ops = Ops::new(probe, move || metrics.render());
+    // Begins before the database is there, so that whoever asks hears what is waited for.
+    let probe = DoorsProbe::default();
+    let ops = Ops::new(Arc::new(probe.clone()), move || metrics.render());
     let bound = listening::serve_ops(config.telemetry.listen, ops, &listening_tasks).await?;
+    let Some(doors) = doors::distributed(config, "recorder", &shutdown).await? else { return Ok(Exit::Done) };
+    probe.open(&doors);
     start(config, &doors, &tasks);
     tracing::info!(ops = %bound, "jobgate recorder records; its health is at http://{bound}/readyz");
     tasks.wait().await;

@@ -14,6 +14,7 @@ use crate::{
     client::{Client, JobDoc, Request, Target},
     commands::{self, Pages, post_batch},
     config::Config,
+    data_dir::DataDir,
     exit::Exit,
     job_file,
     render::{Format, Output, clean_line},
@@ -55,32 +56,43 @@ impl Run {
         let here = std::env::current_dir()?;
         let plan = Plan::new(&entries, &here)?;
         let interrupts = Interrupts::listen()?;
-        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let gateway = Gateway::start(config, Place { command: "run", listen, tls: false }).await?;
-        let client = Client::new(Target::known(&gateway.url, Some(gateway.token.clone()))?)?;
-        let mut memory = Memory::recall(&gateway.data_dir, &plan.digest, &self.file)?;
+        let (client, gateway) = reach(config).await?;
+        let data_dir = DataDir::make(&config.data_dir)?;
+        let mut memory = Memory::recall(&data_dir, &plan.digest, &self.file)?;
         let carried_out = Running { plan: &plan, client: &client, interrupts, progress: Progress::begin() };
         let outcome = carried_out.complete(&mut memory).await;
         let exit = match outcome {
             Ok(Some((ended, refused))) => {
                 let mut output = Output::stdout(self.output);
                 let jobs = report(&client, &plan.label(memory.generation()), &mut output).await?;
-                let logs = gateway.data_dir.logs();
+                let logs = config.logs.directory.clone().unwrap_or_else(|| data_dir.logs());
                 commands::tell(format_args!("logs are in {}", logs.display()));
-                exit(ended, refused == 0 && jobs.iter().all(|job| job.state == "FINISHED"))
+                Ok(exit(ended, refused == 0 && jobs.iter().all(|job| job.state == "FINISHED")))
             }
             Ok(None) => {
                 commands::tell("left at once; run it again to go on");
                 std::process::exit(130);
             }
-            Err(error) => {
-                gateway.stop().await;
-                return Err(error);
-            }
+            Err(error) => Err(error),
         };
-        gateway.stop().await;
-        Ok(exit)
+        if let Some(gateway) = gateway {
+            gateway.stop().await;
+        }
+        exit
     }
+}
+
+/// The gateway over the data directory: the one `serve` runs there, or one of our own, to be ended with the run.
+async fn reach(config: &Config) -> anyhow::Result<(Client, Option<Gateway>)> {
+    let holder = DataDir::at(&config.data_dir).holder().filter(|holder| holder.command == "serve");
+    if let Some(url) = holder.and_then(|holder| holder.url) {
+        commands::tell(format_args!("the gateway at {url} has the data directory; it runs the jobs"));
+        return Ok((Client::new(Target::find(Some(&url), config)?)?, None));
+    }
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let gateway = Gateway::start(config, Place { command: "run", listen, tls: false }).await?;
+    let client = Client::new(Target::known(&gateway.url, Some(gateway.token.clone()))?)?;
+    Ok((client, Some(gateway)))
 }
 
 fn exit(ended: Ended, well: bool) -> Exit {

@@ -128,4 +128,25 @@ mod tests {
         assert_eq!(document["labels"], json!(["mine", format!("run-{}-2", plan.digest)]));
         assert_ne!(plan.documents(1), plan.documents(2));
     }
+
+    #[test]
+    fn the_examples_are_jobs_and_what_they_name_is_there() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for name in ["checksums", "wordcounts", "failures", "retries"] {
+            let text = std::fs::read_to_string(root.join(format!("examples/{name}.jsonl"))).unwrap();
+            for (i, line) in text.lines().enumerate() {
+                let place = format!("{name}.jsonl:{}", i + 1);
+                serde_json::from_str::<jobgate_api::http::JobRequest>(line)
+                    .unwrap_or_else(|e| panic!("{place}: {e}"));
+                let job: Value = serde_json::from_str(line).unwrap();
+                let spec: jobgate_shared::domain::JobSpec =
+                    serde_json::from_value(job["spec"].clone()).unwrap();
+                spec.check().unwrap_or_else(|e| panic!("{place}: {e}"));
+                let is_path = |word: &&String| word.contains('/') && !word.contains(' ');
+                for path in spec.command.iter().filter(is_path) {
+                    assert!(root.join(path).exists(), "{place}: {path} is gone");
+                }
+            }
+        }
+    }
 }
