@@ -59,6 +59,11 @@ impl DataDir {
         self.0.join("token")
     }
 
+    /// The embedded store.
+    pub(crate) fn store_file(&self) -> PathBuf {
+        self.0.join("jobgate.db")
+    }
+
     /// Logs of jobs.
     pub(crate) fn logs(&self) -> PathBuf {
         self.0.join("logs")

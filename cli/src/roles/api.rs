@@ -109,6 +109,6 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     listen(api, listener, tls, config, &tasks);
     tracing::info!(url, "jobgate api serves {url}");
     tasks.wait().await;
-    doors.broker.close().await;
+    doors.close().await;
     Ok(Exit::Done)
 }

@@ -7,7 +7,7 @@ use jobgate_shared::{
     broker::{Broker, memory::Memory, rabbitmq::RabbitMq},
     clock,
     logs::LogStore,
-    store::{Apply, Leases, Store, memory::MemoryStore, postgres::PostgresStore},
+    store::{Apply, Leases, Store, postgres::PostgresStore, sqlite::SqliteStore},
 };
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,26 @@ pub(super) struct Doors {
     pub(super) broker: Arc<dyn Broker>,
     /// What jobs print.
     pub(super) logs: LogStore,
+    /// The store as what it is, to close it.
+    adapter: Adapter,
+}
+
+/// Which store it is.
+#[derive(Debug, Clone)]
+enum Adapter {
+    Postgres(Arc<PostgresStore>),
+    Sqlite(Arc<SqliteStore>),
+}
+
+impl Doors {
+    /// Ends every connection, once nobody needs them any more.
+    pub(super) async fn close(&self) {
+        self.broker.close().await;
+        match &self.adapter {
+            Adapter::Postgres(store) => store.close().await,
+            Adapter::Sqlite(store) => store.close().await,
+        }
+    }
 }
 
 /// PostgreSQL and RabbitMQ, waited for until both can be used or `shutdown` (then `None`). RabbitMQ need not be there:
@@ -40,22 +60,32 @@ pub(super) async fn distributed(
     let connect = || Box::pin(PostgresStore::connect(&postgres));
     let Some(store) = until_there("the database", shutdown, connect).await? else { return Ok(None) };
     let store = Arc::new(store);
-    let broker =
-        Arc::new(RabbitMq::connect_lazily(broker, format!("jobgate {role} {}", super::worker::host(config))));
-    Ok(Some(Doors { store: store.clone(), apply: store.clone(), leases: store, broker, logs }))
+    let broker = RabbitMq::connect_lazily(broker, format!("jobgate {role} {}", super::worker::host(config)));
+    Ok(Some(Doors {
+        store: store.clone(),
+        apply: store.clone(),
+        leases: store.clone(),
+        broker: Arc::new(broker),
+        logs,
+        adapter: Adapter::Postgres(store),
+    }))
 }
 
-/// Rows and bells inside this process. The caller holds the directory's lock.
-///
-/// The embedded file is not there yet: rows live as long as the process, and the log says so.
+/// A file in the data directory, and bells inside this process. The caller holds the directory's lock.
 pub(super) async fn embedded(config: &Config, data_dir: &DataDir) -> anyhow::Result<Doors> {
-    tracing::warn!("this build keeps jobs in memory: they end with this process");
-    let store = Arc::new(MemoryStore::new(clock::system()));
+    let file = data_dir.store_file();
+    let opened = SqliteStore::open(&file, clock::system()).await;
+    let store = Arc::new(opened.with_context(|| format!("cannot open {}", file.display()))?);
     // Whoever had a lease held the lock before us, and is gone.
     store.expire_all_leases().await.context("cannot end the leases of the process before")?;
-    let logs = logs(config, data_dir)?;
-    let broker = Arc::new(Memory::new());
-    Ok(Doors { store: store.clone(), apply: store.clone(), leases: store, broker, logs })
+    Ok(Doors {
+        store: store.clone(),
+        apply: store.clone(),
+        leases: store.clone(),
+        broker: Arc::new(Memory::new()),
+        logs: logs(config, data_dir)?,
+        adapter: Adapter::Sqlite(store),
+    })
 }
 
 fn logs(config: &Config, data_dir: &DataDir) -> anyhow::Result<LogStore> {

@@ -77,7 +77,7 @@ impl Gateway {
     pub(crate) async fn stop(self) {
         self.front.stop().await;
         self.back.stop().await;
-        self.doors.broker.close().await;
+        self.doors.close().await;
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     start(config, &doors, &tasks);
     tracing::info!(ops = %bound, "jobgate recorder records; its health is at http://{bound}/readyz");
     tasks.wait().await;
-    doors.broker.close().await;
+    doors.close().await;
     listening_tasks.stop().await;
     Ok(Exit::Done)
 }

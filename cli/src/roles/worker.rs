@@ -59,7 +59,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     start(config, &DataDir::make(&config.data_dir)?, &doors, &tasks)?;
     tracing::info!(ops = %bound, "jobgate worker works; its health is at http://{bound}/readyz");
     tasks.wait().await;
-    doors.broker.close().await;
+    doors.close().await;
     listening_tasks.stop().await;
     Ok(Exit::Done)
 }
