@@ -28,6 +28,8 @@ use tokio::time::Instant;
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// How long a request that can be made again is made again.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The same while nobody listens there at all: most often there is no gateway, and somebody waits to hear so.
+const NOBODY_THERE: Duration = Duration::from_secs(2);
 
 /// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +167,18 @@ impl Request {
         self
     }
 
+    /// How long it is made again after this error.
+    fn patience_with(&self, error: &ClientError) -> Duration {
+        match error {
+            ClientError::Unreachable { source, .. } if source.is_connect() => self.patience.min(NOBODY_THERE),
+            ClientError::Unreachable { .. }
+            | ClientError::Refused(_)
+            | ClientError::Unreadable { .. }
+            | ClientError::Address { .. }
+            | ClientError::Token { .. } => self.patience,
+        }
+    }
+
     /// The gateway is asked to wait so long before it answers.
     pub(crate) fn waiting(mut self, time: Duration) -> Self {
         self.answer_within = ANSWER_WITHIN + time;
@@ -207,13 +221,15 @@ impl Client {
 
     /// Makes the request, again while that helps; a document as answered.
     pub(crate) async fn send(&self, request: Request) -> Result<Value, ClientError> {
-        let end = Instant::now() + request.patience;
+        let began = Instant::now();
         let mut delays = Delays::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
             let answer = self.send_once(&request).await;
             let delay = delays.next_delay();
             match answer {
-                Err(error) if error.is_transient() && Instant::now() + delay < end => {
+                Err(error)
+                    if error.is_transient() && began.elapsed() + delay < request.patience_with(&error) =>
+                {
                     tracing::debug!(%error, "the request is made again");
                     tokio::time::sleep(delay).await;
                 }
