@@ -1,7 +1,7 @@
 //! Tables: columns under a header, no lines, so that they read well and cut well.
 
 use super::clean_line;
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, presets};
+use comfy_table::{CellAlignment, ContentArrangement, presets};
 use std::fmt;
 
 /// Longest text in the last cell of a row, and in the others; the rest is in the JSON.
@@ -11,16 +11,13 @@ const LONGEST: (usize, usize) = (160, 48);
 pub(crate) struct Table(comfy_table::Table);
 
 impl Table {
-    /// A table with these columns. On a terminal the last one folds to fit; anywhere else a row is a line.
+    /// A table with these columns. A row is a line, however narrow the terminal: a folded column reads worse.
     pub(crate) fn new<const N: usize>(columns: [&str; N]) -> Self {
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING).set_header(columns);
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        for (i, column) in table.column_iter_mut().enumerate() {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+        for column in table.column_iter_mut() {
             column.set_padding((0, 2));
-            if i + 1 < N {
-                column.set_constraint(ColumnConstraint::ContentWidth);
-            }
         }
         Self(table)
     }
