@@ -143,7 +143,7 @@ fn faulty_key(text: &str, section: &str, message: &str) -> Option<locate::Place>
     }
     let mut keys = locate::keys_below(text, section);
     // Without what says how to read the others every error is another one, so it is blamed last.
-    keys.sort_by_key(|key| key.ends_with(".engine") || key.ends_with(".kind"));
+    keys.sort_by_key(|key| matches!(key.rsplit('.').next(), Some("engine" | "kind")));
     let key = keys.into_iter().find(|key| is_to_blame(text, key, message) == Some(true))?;
     let line = locate::of_key(text, &key)?;
     faulty_key(text, &key, message).or(Some(locate::Place { line, key }))

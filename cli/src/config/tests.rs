@@ -177,10 +177,12 @@ fn the_sample_shows_the_defaults_and_its_examples_are_good() {
 fn keys(prefix: &str, value: &serde_json::Value, found: &mut Vec<(String, String)>) {
     for (key, value) in value.as_object().unwrap() {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        match value {
-            serde_json::Value::Object(inner) if !inner.is_empty() => keys(&path, value, found),
-            serde_json::Value::Null => found.push((path, String::new())),
-            default => found.push((path, format!("`{default}`"))),
+        if value.as_object().is_some_and(|inner| !inner.is_empty()) {
+            keys(&path, value, found);
+        } else if value.is_null() {
+            found.push((path, String::new()));
+        } else {
+            found.push((path, format!("`{value}`")));
         }
     }
 }
