@@ -21,7 +21,7 @@ use tempfile::TempDir;
 /// Admits the first admin of a test's deployment.
 const ADMIN: &str = "an-admin-token-that-only-tests-know-0123456789";
 /// How long a role may take to be ready on a busy machine.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_mins(1);
 
 /// A place on disk, a configuration, and the addresses of the servers behind it.
 #[derive(Debug)]
@@ -151,7 +151,7 @@ impl Role {
 fn http() -> Result<reqwest::Client> {
     // No certificate is ever checked in these tests; the client only wants to know whom to ask.
     let _installed = rustls::crypto::ring::default_provider().install_default();
-    Ok(reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build()?)
+    Ok(reqwest::Client::builder().no_proxy().timeout(Duration::from_mins(1)).build()?)
 }
 
 /// Speaks HTTP to the API.

@@ -82,7 +82,7 @@ async fn ten_thousand_jobs_drain_once_each_while_workers_are_killed() -> Result<
     let mut killed = 0;
     while ledger.runs()?.len() < 9_500 {
         let seen = ledger.runs()?.len();
-        until("some more have run", Duration::from_secs(120), async || {
+        until("some more have run", Duration::from_mins(2), async || {
             ensure!(ledger.runs()?.len() >= (seen + 700).min(9_500), "{} have run", ledger.runs()?.len());
             Ok(())
         })
@@ -93,7 +93,7 @@ async fn ten_thousand_jobs_drain_once_each_while_workers_are_killed() -> Result<
         workers.push(site.start("worker").await?);
     }
     ensure!(killed >= 5, "only {killed} workers were killed");
-    site.client(&api[1])?.all_finished(10_000, Duration::from_secs(300)).await?;
+    site.client(&api[1])?.all_finished(10_000, Duration::from_mins(5)).await?;
     ledger.is_exactly(&accepted)?;
     end(workers.into_iter().chain(recorders).chain(api)).await
 }
@@ -141,7 +141,7 @@ async fn a_purged_queue_is_dispatched_again_within_ten_seconds() -> Result<()> {
         Ok(())
     })
     .await?;
-    client.all_finished(2000, Duration::from_secs(60)).await?;
+    client.all_finished(2000, Duration::from_mins(1)).await?;
     end([worker].into_iter().chain(recorders).chain(api)).await
 }
 
@@ -159,7 +159,7 @@ async fn no_accepted_job_is_lost_when_the_database_is_restarted_amid_posts() -> 
             server.restart(Shutdown::Immediate).await?;
         }
         // The same key until it is answered: whatever was committed and not told is found again.
-        let ids = until("a batch is accepted", Duration::from_secs(60), async || {
+        let ids = until("a batch is accepted", Duration::from_mins(1), async || {
             let answer = client.submit(&format!("n{n}"), &noop_jobs(20)).await;
             refused += usize::from(answer.is_err());
             answer

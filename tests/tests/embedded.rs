@@ -20,7 +20,7 @@ async fn serve_killed_amid_a_thousand_jobs_and_started_again_runs_each_of_them_o
     let accepted = site.client(&serve)?.submit("thousand", &jobs).await?;
     ensure!(accepted.len() == 1000);
     for runs in [100, 400, 700] {
-        until("some have run", Duration::from_secs(120), async || {
+        until("some have run", Duration::from_mins(2), async || {
             ensure!(ledger.runs()?.len() >= runs, "{} have run", ledger.runs()?.len());
             Ok(())
         })
@@ -29,7 +29,7 @@ async fn serve_killed_amid_a_thousand_jobs_and_started_again_runs_each_of_them_o
         serve = site.start("serve").await?;
     }
     let client = site.client(&serve)?;
-    client.all_finished(1000, Duration::from_secs(180)).await?;
+    client.all_finished(1000, Duration::from_mins(3)).await?;
     ledger.is_exactly(&accepted)?;
     serve.drain(Duration::from_secs(20)).await
 }
@@ -47,7 +47,7 @@ async fn a_drained_serve_leaves_running_jobs_running_and_its_successor_sees_them
     .await?;
     serve.drain(Duration::from_secs(20)).await?;
     let mut serve = site.start("serve").await?;
-    site.client(&serve)?.all_finished(1, Duration::from_secs(60)).await?;
+    site.client(&serve)?.all_finished(1, Duration::from_mins(1)).await?;
     ledger.is_exactly(&accepted)?;
     serve.drain(Duration::from_secs(20)).await
 }

@@ -78,6 +78,7 @@ struct Watch {
 
 /// One attempt under one claim.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "four independent marks beside the phase")]
 pub(super) struct Attempt {
     hold: Hold,
     phase: Phase,

@@ -308,7 +308,7 @@ fn absence_becomes_lost_only_after_repeated_polls_over_the_configured_time() {
     );
     b.now.since_start += Duration::from_secs(5);
     assert_eq!(b.step(Input::Sighted(hold, Sighting::Absent)), []);
-    b.now.since_start += Duration::from_secs(120);
+    b.now.since_start += Duration::from_mins(2);
     assert_eq!(b.step(Input::Sighted(hold, Sighting::Absent)), []);
     assert_eq!(endings(&b.step(Input::Sighted(hold, Sighting::Absent))), [Ending::Lost]);
 }

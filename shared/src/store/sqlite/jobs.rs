@@ -336,8 +336,11 @@ fn restrict(query: &mut QueryBuilder<Sqlite>, scope: &Scope, filter: &Filter) {
         query.push(" AND jobs.project = ").push_bind(project.as_str().to_owned());
     }
     if !filter.states.is_empty() {
-        let codes = Value::from_iter(filter.states.iter().map(|state| state.code())).to_string();
-        query.push(" AND jobs.state IN (SELECT value FROM json_each(").push_bind(codes).push("))");
+        let codes: Value = filter.states.iter().map(|state| state.code()).collect();
+        query
+            .push(" AND jobs.state IN (SELECT value FROM json_each(")
+            .push_bind(codes.to_string())
+            .push("))");
     }
     for label in &filter.labels {
         query

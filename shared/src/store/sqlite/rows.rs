@@ -24,7 +24,7 @@ pub(super) fn hex(id: Uuid) -> String {
 
 /// Ids as one list.
 pub(super) fn list(ids: impl IntoIterator<Item = Uuid>) -> String {
-    Value::from_iter(ids.into_iter().map(hex)).to_string()
+    ids.into_iter().map(hex).collect::<Value>().to_string()
 }
 
 pub(super) fn micros(at: DateTime<Utc>) -> i64 {
@@ -206,7 +206,7 @@ impl Counts {
         let changed = self.0.into_iter().filter(|(_, jobs)| *jobs != 0);
         let changed = changed
             .map(|((project, cluster, priority, state), n)| json!([project, cluster, priority, state, n]));
-        let changed = Value::from_iter(changed).to_string();
+        let changed = changed.collect::<Value>().to_string();
         sqlx::query(
             "-- save_counts
             INSERT INTO counts (project, cluster, priority, state, jobs)

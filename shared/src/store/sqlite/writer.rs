@@ -146,6 +146,7 @@ async fn execute(transaction: &mut Transaction, statement: &'static str) -> Resu
 }
 
 /// What an error of SQLite means for the port. The only place that decides.
+#[allow(clippy::wildcard_enum_match_arm, reason = "the library's own list, which grows")]
 pub(super) fn fault(error: sqlx::Error, operation: &'static str) -> StoreError {
     let refused = match &error {
         // SQLITE_CONSTRAINT (19) and SQLITE_ERROR (1), SQLITE_TOOBIG (18), SQLITE_MISMATCH (20): it will never work. All else
