@@ -30,6 +30,9 @@ engine = "noop"
 regulator = { kind = "fixed", max_in_flight = 1000 }
 "#;
 
+/// One of these at a time: each wants the whole machine, and a server that starts beside ten thousand jobs starves.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn noop_jobs(count: usize) -> Vec<Value> {
     (0..count).map(|_| json!({"spec": {"command": ["true"]}})).collect()
 }
@@ -73,6 +76,7 @@ async fn post_all(client: &Client, jobs: &[Value]) -> Result<Vec<String>> {
 
 #[tokio::test]
 async fn ten_thousand_jobs_drain_once_each_while_workers_are_killed() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
     let mut site = Site::distributed(LOCAL, database.url(), vhost.url())?;
     let ledger = site.ledger();
@@ -122,6 +126,7 @@ async fn with_the_broker_stopped_posts_are_still_accepted_and_all_of_them_drain_
 
 #[tokio::test]
 async fn a_purged_queue_is_dispatched_again_within_ten_seconds() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
     let mut site = Site::distributed(NOOP, database.url(), vhost.url())?;
     let (api, _, recorders) = start(&mut site, 0, 1).await?;
@@ -147,6 +152,7 @@ async fn a_purged_queue_is_dispatched_again_within_ten_seconds() -> Result<()> {
 
 #[tokio::test]
 async fn no_accepted_job_is_lost_when_the_database_is_restarted_amid_posts() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let mut server = Postgres::start().await?;
     let (database, vhost) = (server.database().await?, Vhost::fresh().await?);
     let mut site = Site::distributed(NOOP, database.url(), vhost.url())?;

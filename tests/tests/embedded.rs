@@ -61,7 +61,7 @@ async fn every_way_a_job_can_go_wrong_ends_in_a_state_with_a_reason() -> Result<
         (json!({"spec": {"command": ["true"]}}), "FINISHED", ""),
         (json!({"spec": {"command": ["sh", "-c", "exit 7"]}}), "FAILED", "7"),
         (json!({"spec": {"command": ["no-such-program"]}}), "FAILED", "not found"),
-        (json!({"spec": {"command": ["/etc/hostname"]}}), "FAILED", "not executable"),
+        (json!({"spec": {"command": ["/etc/passwd"]}}), "FAILED", "not executable"),
         (json!({"spec": {"command": ["sh", "-c", "kill -9 $$"]}}), "FAILED", "signal 9"),
         (json!({"spec": {"command": ["sleep", "60"], "time_limit_seconds": 1}}), "TIMED_OUT", "1 s"),
         (json!({"spec": {"command": ["true"], "working_dir": "/no/such/place"}}), "FAILED", "/no/such/place"),
