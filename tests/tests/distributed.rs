@@ -105,6 +105,7 @@ async fn ten_thousand_jobs_drain_once_each_while_workers_are_killed() -> Result<
 #[tokio::test]
 async fn with_the_broker_stopped_posts_are_still_accepted_and_all_of_them_drain_after_it_is_back()
 -> Result<()> {
+    let _alone = ALONE.lock().await;
     let database = Database::fresh().await?;
     let mut broker = RabbitMq::start().await?;
     let vhost = broker.vhost().await?;
