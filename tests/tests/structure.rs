@@ -19,7 +19,17 @@ const CRATES: [(&str, &str, &[&str]); 5] = [
 const CONFINED: [(&str, &[&str]); 4] = [
     ("sqlx", &["shared/src/store/postgres", "shared/src/store/sqlite"]),
     ("lapin", &["shared/src/broker/rabbitmq"]),
-    ("axum", &["api/src/http", "api/src/ops", "worker/src/ops", "shared/src/ops", "cli/src/ops"]),
+    (
+        "axum",
+        &[
+            "api/src/http",
+            "api/src/testing",
+            "api/src/ops",
+            "worker/src/ops",
+            "shared/src/ops",
+            "cli/src/ops",
+        ],
+    ),
     ("backoff", &["shared/src/retry.rs"]),
 ];
 

@@ -1,3 +1,5 @@
+//! Histories of whole lives, as they are derived.
+
 use super::*;
 use crate::domain::every_fact::{steps, walk};
 use crate::domain::samples::{OTHER, OWNER, at, submission};
