@@ -29,11 +29,13 @@ audit:
 	then cargo deny --locked check --disable-fetch advisories; \
 	else echo "advisories NOT checked: their database cannot be reached from here" >&2; fi
 
+# Both forms; BENCH holds flags of `jobgate bench`, such as BENCH="--output json".
 bench:
 	deploy/install-services
 	cargo build --release --locked -p jobgate -p jobgate-tests
-	$(CARGO_TARGET_DIR)/release/with-services sh -c '$(CARGO_TARGET_DIR)/release/jobgate bench \
-	    --database-url "$$JOBGATE_TEST_DATABASE_URL" --amqp-url "$$JOBGATE_TEST_AMQP_URL"'
+	$(CARGO_TARGET_DIR)/release/jobgate bench $(BENCH)
+	$(CARGO_TARGET_DIR)/release/with-services sh -c 'JOBGATE_DATABASE_URL=$$JOBGATE_TEST_DATABASE_URL \
+	    JOBGATE_BROKER_URL=$$JOBGATE_TEST_AMQP_URL $(CARGO_TARGET_DIR)/release/jobgate bench $(BENCH)'
 
 # Runs end their servers themselves; this removes what a run that was killed with -9 left in the temporary directory.
 clean-services:

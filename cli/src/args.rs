@@ -1,6 +1,7 @@
 //! What can be typed: commands and flags. What they do lies with each command.
 
 use crate::{
+    bench::Bench,
     commands::{Act, Clusters, List, Logs, Queues, Show, Submit, Token, Workers},
     exit,
     run::Run,
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     Clusters(Clusters),
     /// Make, list and revoke tokens
     Token(Token),
+    /// Measure the gateway on this machine
+    Bench(Bench),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -89,6 +92,7 @@ impl Command {
             | Self::Workers(_)
             | Self::Clusters(_)
             | Self::Token(_)
+            | Self::Bench(_)
             | Self::Completion { .. } => false,
         }
     }
@@ -113,6 +117,7 @@ impl Command {
             | Self::Workers(_)
             | Self::Clusters(_)
             | Self::Token(_)
+            | Self::Bench(_)
             | Self::Completion { .. } => None,
         }
     }

@@ -3,9 +3,11 @@
 //! * [`config`]: the configuration of every role, and the only reader of the environment.
 //! * [`roles`]: the composition root. [`run`]: the gateway for the jobs of one file.
 //! * [`commands`] and [`client`]: the client commands, ordinary users of the HTTP interface.
+//! * [`bench`]: the gateway measured.
 //! * [`render`], [`logging`], [`exit`]: what people and scripts see.
 
 mod args;
+mod bench;
 mod client;
 mod commands;
 mod config;
@@ -84,6 +86,7 @@ async fn carry_out(command: Command, config: &Config) -> anyhow::Result<Exit> {
         Command::Worker => roles::worker(config).await,
         Command::Recorder => roles::recorder(config).await,
         Command::Migrate => roles::migrate(config).await,
+        Command::Bench(bench) => bench.run(config).await,
         Command::Submit(submit) => submit.run(config).await,
         Command::List(list) => list.run(config).await,
         Command::Show(show) => show.run(config).await,

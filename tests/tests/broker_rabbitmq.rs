@@ -67,11 +67,19 @@ async fn next<T>(subscription: &mut Subscription<T>, within: Duration) -> Result
     next.with_context(|| format!("no delivery within {within:?}"))?.context("the subscription ended")
 }
 
+/// Publishes; made again when refused, because a queue that was made a moment ago may have no leader yet.
 async fn publish(broker: &impl Broker, route: &Route) -> Result<Hint> {
-    let hint = hint();
-    let published = broker.publish_hint(route, hint.clone()).await?;
-    ensure!(published == Published::Routed, "{published:?}");
-    Ok(hint)
+    let (hint, asked) = (hint(), Instant::now());
+    loop {
+        match broker.publish_hint(route, hint.clone()).await {
+            Ok(Published::Routed) => return Ok(hint),
+            Err(BrokerError::Refused(_)) if asked.elapsed() < STEP => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(Published::Unroutable) => anyhow::bail!("no queue takes it"),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Publishes until it succeeds: a queue that just came back may have no leader yet.

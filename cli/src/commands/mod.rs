@@ -65,7 +65,7 @@ pub(crate) fn read<T: DeserializeOwned>(document: &Value) -> anyhow::Result<T> {
 }
 
 /// The items of a listing that comes in one piece.
-fn items(document: &Value) -> &[Value] {
+pub(crate) fn items(document: &Value) -> &[Value] {
     let listed = document.get("items").unwrap_or(document);
     listed.as_array().map(Vec::as_slice).unwrap_or_default()
 }

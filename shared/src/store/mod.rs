@@ -11,11 +11,13 @@
 //! * Time that two processes must agree on is the store's own.
 
 pub mod conformance;
+mod floors;
 mod kernel;
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
 
+pub use self::floors::StoreFloors;
 use crate::domain::{
     ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, StatusEvent,
     Submission, TokenId, WorkerId,

@@ -45,7 +45,8 @@ pub struct NoopConfig {
     pub failure_ratio: f64,
     /// The way of submitting to imitate: `two_phase`, `unique_name`, `fenced` or `at_most_once`. Default: `two_phase`.
     pub mode: SubmitMode,
-    /// A file that gets one line, `<tag> <submission id>`, whenever an attempt begins. Default: none.
+    /// A file that gets one line whenever an attempt begins: `<tag> <submission id> <created> <begun>`, the times in
+    /// microseconds since 1970. Default: none.
     pub ledger: Option<PathBuf>,
     /// What to say of a submission made by another process: `finished` or `absent`. Default: `finished`.
     pub unknown: Unknown,
@@ -111,6 +112,7 @@ struct Held {
 struct Attempt {
     id: String,
     created: Instant,
+    created_at: DateTime<Utc>,
     time_limit: Option<Duration>,
     phase: Phase,
 }
@@ -139,12 +141,14 @@ impl NoopEngine {
     }
 
     /// The attempt begins: its line is in the ledger before anyone can see that it has.
-    fn begin(&self, tag: SubmissionTag, id: &str) -> EngineResult<Phase> {
+    fn begin(&self, tag: SubmissionTag, id: &str, created: DateTime<Utc>) -> EngineResult<Phase> {
+        let wall = self.clock.now();
         if let Some(mut ledger) = self.ledger.as_ref() {
-            let line = format!("{tag} {id}\n");
+            let (created, begun) = (created.timestamp_micros(), wall.timestamp_micros());
+            let line = format!("{tag} {id} {created} {begun}\n");
             ledger.write_all(line.as_bytes()).context("ledger").map_err(EngineError::Away)?;
         }
-        Ok(Phase::Begun { since: self.clock.monotonic(), wall: self.clock.now() })
+        Ok(Phase::Begun { since: self.clock.monotonic(), wall })
     }
 
     fn submission(id: &str) -> Submission {
@@ -230,6 +234,7 @@ impl Engine for NoopEngine {
         }
         let fenced_off = before.is_some();
         held.serial += 1;
+        let created_at = self.clock.now();
         let id = format!("noop-{:08x}-{}", self.origin, held.serial);
         let phase = match (self.config.mode, fenced_off) {
             (SubmitMode::TwoPhase, _) => Phase::Inert,
@@ -238,12 +243,12 @@ impl Engine for NoopEngine {
                 ended_without_running(Ending::Failed, Some(125), why, self.clock.now())
             }
             (SubmitMode::UniqueName | SubmitMode::AtMostOnce | SubmitMode::Fenced, _) => {
-                self.begin(job.tag, &id)?
+                self.begin(job.tag, &id, created_at)?
             }
         };
         let submission = Self::submission(&id);
         let time_limit = job.spec.time_limit_seconds.map(Duration::from_secs);
-        let attempt = Attempt { id, created: self.clock.monotonic(), time_limit, phase };
+        let attempt = Attempt { id, created: self.clock.monotonic(), created_at, time_limit, phase };
         held.tags.entry(job.tag).or_default().push(attempt);
         Ok(submission)
     }
@@ -253,7 +258,7 @@ impl Engine for NoopEngine {
         if let Some(attempt) = held.find(tag, submission)
             && matches!(attempt.phase, Phase::Inert)
         {
-            attempt.phase = self.begin(tag, &attempt.id)?;
+            attempt.phase = self.begin(tag, &attempt.id, attempt.created_at)?;
         }
         Ok(())
     }

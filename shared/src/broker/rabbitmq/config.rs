@@ -66,7 +66,10 @@ impl QueueKind {
 /// The address of a broker. Shown without its password.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct AmqpUrl(AMQPUri);
+pub struct AmqpUrl {
+    text: String,
+    uri: AMQPUri,
+}
 
 /// An address that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,8 +77,13 @@ pub struct AmqpUrl(AMQPUri);
 pub struct UrlError(String);
 
 impl AmqpUrl {
+    /// The address with its password, for whoever hands it on.
+    pub fn expose(&self) -> &str {
+        &self.text
+    }
+
     pub(super) fn uri(&self) -> &AMQPUri {
-        &self.0
+        &self.uri
     }
 }
 
@@ -83,7 +91,7 @@ impl Default for AmqpUrl {
     fn default() -> Self {
         let mut uri = AMQPUri::default();
         uri.query.heartbeat = Some(HEARTBEAT);
-        Self(uri)
+        Self { text: "amqp://localhost".to_owned(), uri }
     }
 }
 
@@ -103,7 +111,7 @@ impl FromStr for AmqpUrl {
             v6.clone_into(&mut uri.authority.host);
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Self(uri))
+        Ok(Self { text: text.to_owned(), uri })
     }
 }
 
@@ -125,7 +133,7 @@ impl TryFrom<String> for AmqpUrl {
 
 impl fmt::Display for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let AMQPUri { scheme, authority, vhost, query: _ } = &self.0;
+        let AMQPUri { scheme, authority, vhost, query: _ } = &self.uri;
         let (user, host, port) = (&authority.userinfo.username, &authority.host, authority.port);
         write!(f, "{scheme}://{user}:***@{host}:{port}/{vhost}")
     }

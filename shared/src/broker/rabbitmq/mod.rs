@@ -4,6 +4,7 @@
 //!   confirm means.
 //! * [`link`]: the other connection. [`subscription`], [`settling`] and [`tags`]: what is consumed over it.
 //! * [`topology`]: queues and exchanges. [`dial`]: connecting. [`condition`]: the health both see.
+//! * [`floors`]: what the server itself can do, for measurements.
 //!
 //! Nothing here waits for the broker without a bound, except a subscription for its next delivery.
 
@@ -11,6 +12,7 @@ mod condition;
 mod config;
 mod dial;
 mod flight;
+mod floors;
 mod link;
 mod publisher;
 mod settling;
@@ -20,6 +22,7 @@ mod topology;
 mod verdicts;
 
 pub use config::{AmqpUrl, Prefix, PrefixError, QueueKind, RabbitMqConfig, UrlError};
+pub use floors::publish_floors;
 
 use super::{Broker, BrokerError, BrokerHealth, Published, Route, Subscription};
 use crate::{

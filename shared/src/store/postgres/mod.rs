@@ -3,6 +3,7 @@
 //! * `pools` and `fault`: connections, tries, and what an error means. `rows`: between rows and the domain.
 //! * `ledger` and `save`: the kernel's two operations; every change of a job is one load and one statement that saves.
 //! * `insert`, `jobs`, `list`, `retire`; `leases`, `stranded`; `dispatch`, `counts`, `feed`; `settings`: the port's calls.
+//! * `scratch`: a database for a measurement, and what the server itself can do.
 //!
 //! The schema and what each table is for stand in `migrations/postgres`. Nothing here decides about a state.
 
@@ -20,10 +21,11 @@ mod pools;
 mod retire;
 mod rows;
 mod save;
+mod scratch;
 mod settings;
 mod stranded;
 
-pub use self::config::PostgresConfig;
+pub use self::{config::PostgresConfig, scratch::ScratchDatabase};
 use self::{pools::Pools, retire::Walk};
 use super::{
     Applied, Apply, Changes, Claimed, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Heartbeat,

@@ -2,7 +2,7 @@
 //!
 //! * `writer`: the one connection that writes; whatever is asked of it while a commit is in flight shares the next one.
 //! * `rows`: between rows and the domain, and the kernel's two operations.
-//! * `jobs`, `queue`, `leases`, `settings`: the port's calls.
+//! * `jobs`, `queue`, `leases`, `settings`: the port's calls. `scratch`: what SQLite itself can do, for measurements.
 //!
 //! Durable means durable: write-ahead log, `synchronous=FULL`. The file is locked against a second process, because only
 //! one may write and end all leases.
@@ -11,9 +11,11 @@ mod jobs;
 mod leases;
 mod queue;
 mod rows;
+mod scratch;
 mod settings;
 mod writer;
 
+pub use self::scratch::floors;
 use self::writer::{Writer, fault};
 use super::{
     Applied, Apply, Changes, Claimed, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Heartbeat,
@@ -57,13 +59,7 @@ impl SqliteStore {
         const OPERATION: &str = "open";
         let refused = |source: anyhow::Error| StoreError::Refused { operation: OPERATION, source };
         let lock = lock(path).map_err(refused)?;
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(10))
-            .foreign_keys(true);
+        let options = settings_of(path);
         let mut connection =
             SqliteConnection::connect_with(&options).await.map_err(|e| fault(e, OPERATION))?;
         check_version(&mut connection).await.map_err(refused)?;
@@ -90,6 +86,17 @@ impl SqliteStore {
         anyhow::ensure!(found == "ok", "the store's file is damaged: {found}");
         Ok(())
     }
+}
+
+/// How a file is opened, made if it is not there.
+fn settings_of(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(Duration::from_secs(10))
+        .foreign_keys(true)
 }
 
 /// Locks a file beside the store's: nothing SQLite does to its own can take that away.
