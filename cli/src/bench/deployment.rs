@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Context as _, bail, ensure};
 use jobgate_api::auth;
-use jobgate_shared::{broker::rabbitmq::AmqpUrl, store::postgres::ScratchDatabase};
+use jobgate_shared::{broker::rabbitmq::ScratchNames, store::postgres::ScratchDatabase};
 use std::{
     fs,
     net::TcpListener,
@@ -43,8 +43,8 @@ pub(super) struct Fleet {
 pub(super) enum Backends {
     /// A file, and bells inside the process.
     Embedded,
-    /// A PostgreSQL database of its own, and RabbitMQ under a prefix of its own.
-    Distributed(Box<ScratchDatabase>),
+    /// A PostgreSQL database of its own, and RabbitMQ under names of its own.
+    Distributed { database: Box<ScratchDatabase>, names: Box<ScratchNames> },
 }
 
 /// Processes that run. Dropping it kills them.
@@ -58,20 +58,28 @@ pub(super) struct Deployment {
     dir: TempDir,
 }
 
-/// The clusters there are: `work` for throughput, `timed` whose engine notes the time of every submission, `watched` whose
-/// jobs do not end.
-fn clusters(dir: &Path, prefix: &str) -> String {
-    let ledger = toml::Value::from(ledger(dir).display().to_string());
-    let many = "{ kind = \"fixed\", max_in_flight = 1000000 }";
+/// `work` for throughput, `timed` whose engine notes the times of every submission, `watched` whose jobs do not end.
+const CLUSTERS: [&str; 3] = ["work", "timed", "watched"];
+
+fn configuration(dir: &Path, backends: &Backends) -> String {
+    let broker = match backends {
+        Backends::Embedded => String::new(),
+        Backends::Distributed { names, .. } => {
+            format!("[broker]\nprefix = \"{}\"\n", names.config.prefix.as_str())
+        }
+    };
+    let [ledger, logs] =
+        [ledger(dir), dir.join("logs")].map(|path| toml::Value::from(path.display().to_string()));
+    let [work, timed, watched] = CLUSTERS;
     format!(
-        "default_cluster = \"work\"\n\
+        "default_cluster = \"{work}\"\n\
          [telemetry]\nlisten = \"127.0.0.1:0\"\nlog = \"warn\"\nlog_format = \"text\"\n\
-         [broker]\nprefix = \"{prefix}\"\n\
-         [logs]\ndirectory = {}\n\
-         [clusters.work]\nengine = \"noop\"\n\
-         [clusters.timed]\nengine = \"noop\"\nledger = {ledger}\n\
-         [clusters.watched]\nengine = \"noop\"\nrun_for = \"1h\"\npoll_interval = \"1s\"\nregulator = {many}\n",
-        toml::Value::from(dir.join("logs").display().to_string()),
+         [logs]\ndirectory = {logs}\n\
+         {broker}\
+         [clusters.{work}]\nengine = \"noop\"\n\
+         [clusters.{timed}]\nengine = \"noop\"\nledger = {ledger}\n\
+         [clusters.{watched}]\nengine = \"noop\"\nrun_for = \"1h\"\npoll_interval = \"1s\"\n\
+         regulator = {{ kind = \"fixed\", max_in_flight = 1000000 }}\n"
     )
 }
 
@@ -83,12 +91,11 @@ impl Deployment {
     /// Begins the form that `config` names backends for: both of them, or none.
     pub(super) async fn begin(config: &Config, fleet: Fleet) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("jobgate-bench-").tempdir()?;
-        let prefix = format!("jobgate-bench-{}", std::process::id());
-        fs::write(dir.path().join("jobgate.toml"), clusters(dir.path(), &prefix))?;
         let backends = match (&config.store.url, &config.broker.url) {
             (Some(_), Some(_)) => {
-                let database = ScratchDatabase::create(&config.store.postgres("bench")?).await?;
-                Backends::Distributed(Box::new(database))
+                let names = Box::new(ScratchNames::choose(&config.broker.rabbitmq("bench")?));
+                let database = Box::new(ScratchDatabase::create(&config.store.postgres("bench")?).await?);
+                Backends::Distributed { database, names }
             }
             (None, None) => Backends::Embedded,
             (Some(_), None) | (None, Some(_)) => bail!(
@@ -96,10 +103,11 @@ impl Deployment {
                  measure the embedded one"
             ),
         };
+        fs::write(dir.path().join("jobgate.toml"), configuration(dir.path(), &backends))?;
         let token: Secret = auth::generate_bootstrap().into();
         let mut deployment = Self { roles: Vec::new(), addresses: Vec::new(), token, backends, dir };
         // Whatever was begun is ended, and the database dropped, whether or not all of it could begin.
-        match deployment.begin_roles(config, fleet).await {
+        match deployment.begin_roles(fleet).await {
             Ok(()) => Ok(deployment),
             Err(error) => {
                 let said = deployment.last_words();
@@ -109,14 +117,14 @@ impl Deployment {
         }
     }
 
-    async fn begin_roles(&mut self, config: &Config, fleet: Fleet) -> anyhow::Result<()> {
-        let Backends::Distributed(database) = &self.backends else {
+    async fn begin_roles(&mut self, fleet: Fleet) -> anyhow::Result<()> {
+        let Backends::Distributed { database, names } = &self.backends else {
             self.begin_role("serve", None, 0)?;
             return self.until_ready().await;
         };
         let url = database.config.url.clone();
-        let broker = config.broker.url.as_ref().map(AmqpUrl::expose).unwrap_or_default();
-        let servers = (url.as_str(), broker);
+        let broker = names.config.url.expose().to_owned();
+        let servers = (url.as_str(), broker.as_str());
         self.begin_role("migrate", Some(servers), 0)?;
         let (_, mut migration) = self.roles.remove(0);
         ensure!(migration.wait().await?.success(), "`jobgate migrate` failed");
@@ -199,7 +207,7 @@ impl Deployment {
     pub(super) async fn wal_bytes(&self) -> anyhow::Result<Option<u64>> {
         match &self.backends {
             Backends::Embedded => Ok(None),
-            Backends::Distributed(database) => Ok(Some(database.wal_bytes().await?)),
+            Backends::Distributed { database, .. } => Ok(Some(database.wal_bytes().await?)),
         }
     }
 
@@ -241,7 +249,11 @@ impl Deployment {
         }
         match self.backends {
             Backends::Embedded => Ok(()),
-            Backends::Distributed(database) => Ok(database.remove().await?),
+            Backends::Distributed { database, names } => {
+                database.remove().await?;
+                let clusters: Result<Vec<_>, _> = CLUSTERS.iter().map(|name| name.parse()).collect();
+                names.remove(&clusters?).await
+            }
         }
     }
 }

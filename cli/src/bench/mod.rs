@@ -18,7 +18,7 @@ use crate::{
     roles::Interrupts,
 };
 use deployment::{Backends, Deployment, Fleet};
-use jobgate_shared::{broker::rabbitmq, store::sqlite};
+use jobgate_shared::store::sqlite;
 use report::{Figure, Report, Unit};
 use std::time::Duration;
 
@@ -54,10 +54,10 @@ impl Bench {
         let deployment = Deployment::begin(config, self.fleet).await?;
         let mut report = Report::new(match deployment.backends {
             Backends::Embedded => "embedded: SQLite, one process",
-            Backends::Distributed(_) => "distributed: PostgreSQL and RabbitMQ",
+            Backends::Distributed { .. } => "distributed: PostgreSQL and RabbitMQ",
         });
         let measured = tokio::select! {
-            measured = self.measure(config, &deployment, &mut report) => measured.map(|()| Exit::Done),
+            measured = self.measure(&deployment, &mut report) => measured.map(|()| Exit::Done),
             _ = interrupts.next() => Ok(Exit::Interrupted),
         };
         let measured = measured.map_err(|error| error.context(deployment.last_words()));
@@ -67,14 +67,9 @@ impl Bench {
         Ok(exit)
     }
 
-    async fn measure(
-        &self,
-        config: &Config,
-        deployment: &Deployment,
-        report: &mut Report,
-    ) -> anyhow::Result<()> {
+    async fn measure(&self, deployment: &Deployment, report: &mut Report) -> anyhow::Result<()> {
         commands::tell("the floors of this machine");
-        report.floors = floors(config, deployment).await?;
+        report.floors = floors(deployment).await?;
         measures::all(self, deployment, &mut report.figures).await
     }
 
@@ -84,11 +79,11 @@ impl Bench {
 }
 
 /// What the store and the broker do at best, whatever is built on them. The gateway idles meanwhile.
-async fn floors(config: &Config, deployment: &Deployment) -> anyhow::Result<Vec<Figure>> {
+async fn floors(deployment: &Deployment) -> anyhow::Result<Vec<Figure>> {
     let (store, publishing) = match &deployment.backends {
         Backends::Embedded => (sqlite::floors(deployment.directory()).await?, Vec::new()),
-        Backends::Distributed(database) => {
-            let rates = rabbitmq::publish_floors(&config.broker.rabbitmq("bench")?, &WINDOWS).await?;
+        Backends::Distributed { database, names } => {
+            let rates = names.publish_floors(&WINDOWS).await?;
             (database.floors().await?, rates)
         }
     };

@@ -165,7 +165,13 @@ pub struct Prefix(String);
 pub struct PrefixError;
 
 impl Prefix {
-    pub(super) fn as_str(&self) -> &str {
+    /// One that nobody else has.
+    pub(super) fn scratch(id: uuid::Uuid) -> Self {
+        Self(format!("jobgate-scratch-{}", id.simple()))
+    }
+
+    /// The text itself.
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 }

@@ -4,7 +4,7 @@
 //!   confirm means.
 //! * [`link`]: the other connection. [`subscription`], [`settling`] and [`tags`]: what is consumed over it.
 //! * [`topology`]: queues and exchanges. [`dial`]: connecting. [`condition`]: the health both see.
-//! * [`floors`]: what the server itself can do, for measurements.
+//! * [`scratch`]: names for a measurement, and what the server itself can do.
 //!
 //! Nothing here waits for the broker without a bound, except a subscription for its next delivery.
 
@@ -12,9 +12,9 @@ mod condition;
 mod config;
 mod dial;
 mod flight;
-mod floors;
 mod link;
 mod publisher;
+mod scratch;
 mod settling;
 mod subscription;
 mod tags;
@@ -22,7 +22,7 @@ mod topology;
 mod verdicts;
 
 pub use config::{AmqpUrl, Prefix, PrefixError, QueueKind, RabbitMqConfig, UrlError};
-pub use floors::publish_floors;
+pub use scratch::ScratchNames;
 
 use super::{Broker, BrokerError, BrokerHealth, Published, Route, Subscription};
 use crate::{
