@@ -168,6 +168,18 @@ impl Attempt {
         }
     }
 
+    /// It may have begun at the manager, and its answer is not in: no poll looks at it yet.
+    pub(super) fn is_submitting(&self) -> bool {
+        match &self.phase {
+            Phase::Creating { .. } | Phase::Recording { .. } | Phase::Starting { .. } => true,
+            Phase::Queued { .. }
+            | Phase::Watching { .. }
+            | Phase::Discarding { .. }
+            | Phase::Ended { .. }
+            | Phase::Done => false,
+        }
+    }
+
     pub(super) fn is_unsettled(&self) -> bool {
         matches!(self.phase, Phase::Ended { settled: false, .. })
     }

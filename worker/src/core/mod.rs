@@ -255,6 +255,11 @@ impl Core {
         watched.filter_map(|a| a.watched().map(|s| (a.hold(), s.clone()))).collect()
     }
 
+    /// Submissions to `cluster` are under way that no poll looks at yet.
+    pub fn is_submitting(&self, cluster: u16) -> bool {
+        self.attempts.values().any(|a| a.hold().cluster == cluster && a.is_submitting())
+    }
+
     /// Ends that were told and that no row has agreed with yet.
     pub fn unsettled(&self) -> Vec<(JobId, u32, u32)> {
         let told = self.attempts.values().filter(|a| a.is_unsettled());

@@ -1,6 +1,6 @@
 //! The one loop that owns the core: messages in, effects out, ticks, polls and heartbeats in between.
 
-use super::{Worker, lease::Lease, perform::Performer};
+use super::{Worker, lease::Lease, perform::Performer, rounds::Rounds};
 use crate::{
     core::{Core, Effect, Fault, Hold, Input, Moment},
     engine::{EngineError, Sighting},
@@ -38,6 +38,8 @@ pub(super) enum Message {
     Inputs(Vec<Input>),
     /// A poll was answered.
     Polled { cluster: u16, inputs: Vec<Input> },
+    /// An engine says that a look is worth it.
+    Stirred { cluster: u16 },
     /// A heartbeat was answered.
     Heartbeat { sent: Instant, answer: Result<Heartbeat, StoreError> },
     /// Send a heartbeat now: there is news.
@@ -67,8 +69,8 @@ pub(super) struct Drive {
     taking: CancellationToken,
     began: Instant,
     load: Load,
-    /// When each cluster is polled next; `None` while a poll is out.
-    polls: Vec<Option<Instant>>,
+    /// When each cluster is polled.
+    polls: Vec<Rounds>,
     next_heartbeat: Instant,
     heartbeat_out: bool,
     lease_over: bool,
@@ -89,7 +91,7 @@ impl Drive {
     ) -> Self {
         let began = worker.clock.monotonic();
         Self {
-            polls: vec![Some(began); worker.clusters.len()],
+            polls: vec![Rounds::new(began); worker.clusters.len()],
             next_heartbeat: began + worker.timing.heartbeat,
             worker: worker.clone(),
             id,
@@ -153,7 +155,7 @@ impl Drive {
 
     fn next_wake(&self, give_up: Option<Instant>) -> Instant {
         let timer = self.core.next_timer().map(|at| self.began + at);
-        let polls = self.polls.iter().flatten().copied().filter(|_| self.core.jobs() > 0);
+        let polls = self.polls.iter().filter_map(Rounds::due).filter(|_| self.core.jobs() > 0);
         let heartbeat = (!self.heartbeat_out).then_some(self.next_heartbeat);
         polls.chain(timer).chain(heartbeat).chain(give_up).fold(self.lease.until(), Instant::min)
     }
@@ -165,7 +167,7 @@ impl Drive {
             self.step(vec![Input::Tick]);
         }
         for place in 0..self.polls.len() {
-            if self.core.jobs() > 0 && self.polls[place].is_some_and(|at| at <= now) {
+            if self.core.jobs() > 0 && self.polls[place].due().is_some_and(|at| at <= now) {
                 self.poll(place);
             }
         }
@@ -206,19 +208,31 @@ impl Drive {
                         regulator.answered(now, answer);
                     }
                 }
+                let started = inputs.iter().any(|input| matches!(input, Input::Started(..)));
                 self.step(inputs);
+                if started {
+                    let (now, core) = (self.now(), &self.core);
+                    self.polls[usize::from(cluster)].started(now, || core.is_submitting(cluster));
+                }
             }
             Message::Inputs(inputs) => self.step(inputs),
             Message::Polled { cluster, inputs } => {
-                let place = usize::from(cluster);
-                self.polls[place] =
-                    Some(self.now() + self.worker.clusters[place].engine.capabilities().poll_interval);
+                let (now, interval) = (self.now(), self.interval(usize::from(cluster)));
+                self.polls[usize::from(cluster)].answered(now, interval);
                 self.step(inputs);
+            }
+            Message::Stirred { cluster } => {
+                let (now, submitting) = (self.now(), self.core.is_submitting(cluster));
+                self.polls[usize::from(cluster)].stirred(now, submitting);
             }
             Message::Heartbeat { sent, answer } => self.heartbeat(sent, answer),
             Message::Nudged => self.next_heartbeat = self.now(),
             Message::Load(load) => self.load = load,
         }
+    }
+
+    fn interval(&self, place: usize) -> Duration {
+        self.worker.clusters[place].engine.capabilities().poll_interval
     }
 
     fn allowed(&mut self, cluster: u16) -> u32 {
@@ -250,13 +264,14 @@ impl Drive {
     /// One look at everything this worker watches in one cluster.
     fn poll(&mut self, place: usize) {
         let Ok(cluster) = u16::try_from(place) else { return };
-        let watched = self.core.watched(cluster);
-        let engine = self.worker.clusters[place].engine.clone();
+        let (watched, now) = (self.core.watched(cluster), self.now());
         if watched.is_empty() {
-            self.polls[place] = Some(self.now() + engine.capabilities().poll_interval);
+            let interval = self.interval(place);
+            self.polls[place].skip(now, interval);
             return;
         }
-        self.polls[place] = None;
+        self.polls[place].begin(now);
+        let engine = self.worker.clusters[place].engine.clone();
         let name = self.worker.clusters[place].name.to_string();
         self.performer.run(async move {
             let asked: Vec<(SubmissionTag, Submission)> =

@@ -9,8 +9,11 @@ mod lease;
 mod load;
 mod perform;
 mod publish;
+mod rounds;
 mod ship;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     core::{Core, Serving},
@@ -162,6 +165,7 @@ impl Worker {
         drop(intakes);
         load::spawn(&tasks, self, &inbox, &lease);
         sweep::spawn(&tasks, self, &lease);
+        rounds::listen(&tasks, self, &inbox, &lease);
         let performer = perform::Performer::spawn(self, id, &inbox, &lease);
         drop(inbox);
         let drive = Drive::new(self, id, core, regulators, performer, messages, room, lease.clone(), taking);

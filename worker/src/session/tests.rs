@@ -1,0 +1,356 @@
+//! Whole sessions over the reference store, in paused time, with an engine that does what the test says.
+
+use super::*;
+use crate::engine::{
+    Capabilities, EngineResult, LogChunk, Sighting, Stream, SubmitMode, TimeLimits, ToCreate,
+};
+use async_trait::async_trait;
+use chrono::DateTime;
+use jobgate_shared::{
+    broker::{Route, Subscription, memory::Memory},
+    clock::ManualClock,
+    domain::{
+        Ending, JobId, JobSpec, NewJob, Observation, Project, RetryPolicy, SpecError, StatusEvent,
+        Submission, SubmissionTag,
+    },
+    store::{
+        Applied, Apply, Claimed, Heartbeat, Pulse, Recorded, Store as _, StoreResult, ToHandBack, ToRecord,
+        memory::MemoryStore,
+    },
+    wire::Hint,
+};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    num::NonZeroU32,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+/// Nobody waits so long for a poll in these tests.
+const NEVER: Duration = Duration::from_hours(1);
+
+/// Jobs run until a test ends them, and then it rings.
+#[derive(Debug)]
+struct Belled {
+    bell: Notify,
+    ended: Mutex<BTreeSet<SubmissionTag>>,
+    /// When each poll began and how many it looked at.
+    polls: watch::Sender<Vec<(Instant, usize)>>,
+    polling: AtomicBool,
+    poll_takes: Duration,
+    /// A job ends before its start is answered, which takes so long.
+    ends_at_start: Option<Duration>,
+}
+
+impl Default for Belled {
+    fn default() -> Self {
+        Self {
+            bell: Notify::new(),
+            ended: Mutex::default(),
+            polls: watch::channel(Vec::new()).0,
+            polling: AtomicBool::new(false),
+            poll_takes: Duration::ZERO,
+            ends_at_start: None,
+        }
+    }
+}
+
+impl Belled {
+    fn end(&self, tag: SubmissionTag) {
+        self.ended.lock().unwrap().insert(tag);
+        self.bell.notify_one();
+    }
+
+    fn polls(&self) -> Vec<(Instant, usize)> {
+        self.polls.borrow().clone()
+    }
+}
+
+#[async_trait]
+impl Engine for Belled {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            mode: SubmitMode::TwoPhase,
+            reach: None,
+            time_limits: TimeLimits::ByEngine,
+            logs: false,
+            poll_interval: NEVER,
+        }
+    }
+
+    fn validate(&self, _: &JobSpec) -> Result<(), SpecError> {
+        Ok(())
+    }
+
+    async fn create(&self, job: &ToCreate) -> EngineResult<Submission> {
+        Ok(Submission { id: job.tag.to_string(), detail: serde_json::Value::Null, reach: None })
+    }
+
+    async fn start(&self, tag: SubmissionTag, _: &Submission) -> EngineResult<()> {
+        if let Some(answer) = self.ends_at_start {
+            self.end(tag);
+            tokio::time::sleep(answer).await;
+        }
+        Ok(())
+    }
+
+    async fn poll(&self, submissions: &[(SubmissionTag, Submission)]) -> EngineResult<Vec<Sighting>> {
+        assert!(!self.polling.swap(true, Ordering::SeqCst), "two polls at once");
+        self.polls.send_modify(|polls| polls.push((Instant::now(), submissions.len())));
+        tokio::time::sleep(self.poll_takes).await;
+        self.polling.store(false, Ordering::SeqCst);
+        let ended = self.ended.lock().unwrap();
+        let look = |(tag, _): &(SubmissionTag, Submission)| {
+            Sighting::Seen(if ended.contains(tag) {
+                let (ending, exit_code) = (Ending::Finished, Some(0));
+                Observation::Ended { ending, exit_code, reason: None, began: None, at: None }
+            } else {
+                Observation::Running { since: None, reason: None }
+            })
+        };
+        Ok(submissions.iter().map(look).collect())
+    }
+
+    async fn stirred(&self) {
+        self.bell.notified().await;
+    }
+
+    async fn cancel(&self, _: SubmissionTag, _: &Submission) -> EngineResult<()> {
+        Ok(())
+    }
+
+    async fn discard(&self, _: SubmissionTag, _: Option<&Submission>) -> EngineResult<()> {
+        Ok(())
+    }
+
+    async fn inert(&self, _: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>> {
+        Ok(Vec::new())
+    }
+
+    async fn read_log(
+        &self,
+        _: SubmissionTag,
+        _: &Submission,
+        _: Stream,
+        _: u64,
+        _: usize,
+    ) -> EngineResult<LogChunk> {
+        Ok(LogChunk { bytes: bytes::Bytes::new(), last: true })
+    }
+
+    async fn forget(&self, _: SubmissionTag, _: &Submission) -> EngineResult<()> {
+        Ok(())
+    }
+}
+
+/// The reference store, counting what a worker asks of it.
+#[derive(Debug)]
+struct Counted {
+    inner: MemoryStore,
+    calls: AtomicU32,
+}
+
+macro_rules! counted {
+    ($port:ident: $($call:ident($($name:ident: $kind:ty),*) -> $told:ty;)*) => {
+        #[async_trait]
+        impl $port for Counted {
+            $(async fn $call(&self, $($name: $kind),*) -> StoreResult<$told> {
+                self.calls.fetch_add(1, Ordering::SeqCst);
+                self.inner.$call($($name),*).await
+            })*
+        }
+    };
+}
+
+counted! { Apply:
+    apply(events: &[StatusEvent]) -> Vec<Applied>;
+}
+
+counted! { Leases:
+    register(worker: &Registration, ttl: Duration) -> ();
+    heartbeat(worker: WorkerId, pulse: &Pulse) -> Heartbeat;
+    claim(worker: WorkerId, clusters: &[WorkerCluster], jobs: &[JobId]) -> Vec<Claimed>;
+    record(items: &[ToRecord]) -> Vec<Recorded>;
+    hand_back(worker: WorkerId, items: &[ToHandBack]) -> ();
+    deregister(worker: WorkerId) -> ();
+    leftovers(found: &[(JobId, u32, String)]) -> Vec<usize>;
+}
+
+/// A worker at work, and what stands around it.
+struct House {
+    engine: Arc<Belled>,
+    store: Arc<Counted>,
+    broker: Arc<Memory>,
+    events: Subscription<Vec<StatusEvent>>,
+    heard: VecDeque<StatusEvent>,
+    /// Nobody records here, so ends are told again and again; each counts once.
+    told: BTreeSet<JobId>,
+    tasks: Tasks,
+    _logs: tempfile::TempDir,
+}
+
+fn cluster() -> ClusterName {
+    "c".parse().unwrap()
+}
+
+impl House {
+    fn start(engine: Belled) -> Self {
+        // The store's clock stands still, so no lease ends while a test lets hours pass.
+        let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH));
+        let store = Arc::new(Counted { inner: MemoryStore::new(clock.clone()), calls: AtomicU32::new(0) });
+        let (engine, broker, tasks) = (Arc::new(engine), Arc::new(Memory::new()), Tasks::default());
+        let logs = tempfile::tempdir().unwrap();
+        let served = Served {
+            name: cluster(),
+            engine: engine.clone(),
+            regulator: RegulatorConfig::Fixed { max_in_flight: NonZeroU32::new(1000).unwrap() },
+            max_calls: 16,
+            lost_after: Duration::from_mins(2),
+        };
+        let worker = Worker {
+            leases: store.clone(),
+            broker: broker.clone(),
+            clock,
+            logs: Arc::new(LogStore::directory(logs.path()).unwrap()),
+            clusters: vec![served],
+            timing: Timing::default(),
+            host: "here".into(),
+        };
+        let events = broker.events(1000);
+        tasks.spawn("worker", worker.run(tasks.shutdown().clone()));
+        Self {
+            engine,
+            store,
+            broker,
+            events,
+            heard: VecDeque::new(),
+            told: BTreeSet::new(),
+            tasks,
+            _logs: logs,
+        }
+    }
+
+    /// Accepts jobs and hints them.
+    async fn post(&self, jobs: usize) -> Vec<SubmissionTag> {
+        let job = |_| NewJob {
+            id: JobId::generate(),
+            project: Project::default_project(),
+            name: "job".into(),
+            cluster: cluster(),
+            spec: JobSpec { command: vec!["true".into()], ..JobSpec::default() },
+            labels: Vec::new(),
+            priority: 0,
+            inputs: serde_json::Map::new(),
+            max_attempts: 1,
+            retry: RetryPolicy::default(),
+            run_at: None,
+            hold: false,
+            created_by: "test".into(),
+            idempotency: None,
+        };
+        let jobs: Vec<NewJob> = (0..jobs).map(job).collect();
+        self.store.inner.insert(&jobs, Some(NEVER)).await.unwrap();
+        let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
+        let hinted = self.broker.publish_hint(&Route::Cluster(cluster()), Hint { jobs: ids.clone() }).await;
+        assert_eq!(hinted.unwrap(), jobgate_shared::broker::Published::Routed);
+        ids.into_iter().map(|job| SubmissionTag { job, attempt: 1 }).collect()
+    }
+
+    /// Rings until every one of so many jobs is looked at.
+    async fn until_watched(&self, jobs: usize) {
+        let mut polls = self.engine.polls.subscribe();
+        loop {
+            self.engine.bell.notify_one();
+            let seen = polls.wait_for(|polls| polls.last().is_some_and(|(_, looked)| *looked == jobs));
+            if tokio::time::timeout(Duration::from_millis(50), seen).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// The next end that is told for the first time.
+    async fn next_end(&mut self) -> JobId {
+        loop {
+            while let Some(event) = self.heard.pop_front() {
+                if matches!(event.observation, Observation::Ended { .. }) && self.told.insert(event.job) {
+                    return event.job;
+                }
+            }
+            let delivery = self.events.next().await.expect("the broker is open");
+            let (events, settle) = delivery.split();
+            self.heard.extend(events);
+            settle.ack().await;
+        }
+    }
+
+    async fn stop(self) {
+        self.tasks.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_is_told_when_the_engine_stirs_and_not_when_its_interval_is_over() {
+    let mut house = House::start(Belled::default());
+    let tags = house.post(2).await;
+    house.until_watched(2).await;
+    for tag in tags {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let ended = Instant::now();
+        house.engine.end(tag);
+        assert_eq!(house.next_end().await, tag.job);
+        assert!(ended.elapsed() < Duration::from_millis(20), "told after {:?}", ended.elapsed());
+    }
+    house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_before_its_start_is_answered_is_told_as_soon_as_the_answer_is_in() {
+    let answer = Duration::from_millis(300);
+    let mut house = House::start(Belled { ends_at_start: Some(answer), ..Belled::default() });
+    let began = Instant::now();
+    let tags = house.post(1).await;
+    assert_eq!(house.next_end().await, tags[0].job);
+    assert!(began.elapsed() < answer + Duration::from_millis(20), "told after {:?}", began.elapsed());
+    house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_rings_is_a_few_polls_of_everything_one_after_the_other() {
+    let poll_takes = Duration::from_millis(1);
+    let house = House::start(Belled { poll_takes, ..Belled::default() });
+    house.post(300).await;
+    house.until_watched(300).await;
+    let (before, began) = (house.engine.polls().len(), Instant::now());
+    for _ in 0..10_000 {
+        house.engine.bell.notify_one();
+        tokio::time::sleep(Duration::from_micros(100)).await;
+    }
+    let polls = house.engine.polls().split_off(before);
+    let most = began.elapsed().as_millis() / 5 + 1;
+    assert!((20..=most).contains(&(polls.len() as u128)), "{} polls in {:?}", polls.len(), began.elapsed());
+    assert!(polls.iter().all(|(_, looked)| *looked == 300), "each looks at everything");
+    let spaced = polls.windows(2).all(|pair| pair[1].0 - pair[0].0 >= Duration::from_millis(5));
+    assert!(spaced, "two within 5 ms");
+    house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_polls_nothing_and_asks_the_store_less_than_once_a_second_however_it_rings() {
+    let house = House::start(Belled::default());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = house.store.calls.load(Ordering::SeqCst);
+    for _ in 0..600 {
+        house.engine.bell.notify_one();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let calls = house.store.calls.load(Ordering::SeqCst) - before;
+    assert!(calls < 60, "{calls} calls in a minute");
+    assert_eq!(house.engine.polls(), []);
+    house.stop().await;
+}
