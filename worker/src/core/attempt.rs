@@ -21,6 +21,8 @@ const START_SETTLES: Duration = Duration::from_secs(5);
 const CANCEL_SETTLES: Duration = Duration::from_secs(10);
 /// How often a running job is told again, should the first telling have been lost.
 const TELL_AGAIN: [Duration; 3] = [Duration::from_secs(10), Duration::from_mins(1), Duration::from_mins(10)];
+/// How long an end is left to the next heartbeat, whose answer says that the row agrees, before it is told again.
+const END_SETTLES: Duration = Duration::from_secs(5);
 /// The longest wait between two tries of anything.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
@@ -520,7 +522,7 @@ impl Attempt {
         let shipped = self.shipped || submission.is_none() || !cx.serving.capabilities.logs;
         self.tries = 0;
         self.phase = Phase::Ended { event: Box::new(event), submission, settled: false, shipped };
-        cx.wake_in(backoff(1));
+        cx.wake_in(END_SETTLES);
     }
 
     fn event(&self, cx: &Context<'_>, submission: Option<String>, observation: Observation) -> StatusEvent {
@@ -574,7 +576,7 @@ impl Attempt {
             Phase::Ended { event, settled: false, .. } => {
                 cx.effects.push(Effect::Publish((**event).clone()));
                 self.tries += 1;
-                cx.wake_in(backoff(self.tries + 1));
+                cx.wake_in((END_SETTLES * (1 << self.tries.min(6))).min(LONGEST_WAIT));
             }
             Phase::Watching { .. } => self.watch_tick(cx),
             Phase::Creating { .. }

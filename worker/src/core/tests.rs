@@ -144,6 +144,7 @@ fn a_job_is_created_recorded_started_watched_told_and_forgotten_in_that_order() 
     let told = b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Finished))));
     assert_eq!(endings(&told), [Ending::Finished]);
     assert_eq!(b.core.held(0), 0, "what has ended takes no room");
+    assert_eq!(b.after(4), [], "the next heartbeat may make another telling needless");
     assert_eq!(endings(&b.after(1)), [Ending::Finished], "told again until the row agrees");
     assert_eq!(b.core.unsettled(), [(job.id, 1, 1)]);
     assert!(matches!(&b.step(Input::Settled(job.id))[..], [Effect::Forget(_, s)] if s.id == "s"));
