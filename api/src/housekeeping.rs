@@ -148,7 +148,7 @@ impl Housekeeping {
 }
 
 /// A queue's labels.
-type Labels = (ClusterName, i16, Option<JobState>);
+type Labels = (ClusterName, i16, JobState);
 
 /// What the gauges show; what is no longer there is shown as zero once.
 #[derive(Debug, Default)]
@@ -166,7 +166,9 @@ async fn measure(house: Arc<Housekeeping>, shutdown: CancellationToken) -> anyho
             let oldest = house.store.oldest().await?;
             let now = house.store.now().await?;
             let age = |one: &Oldest| (now - one.due_since).to_std().unwrap_or_default();
-            let ages = oldest.iter().map(|one| ((one.cluster.clone(), one.priority, None), age(one)));
+            // What is due and waits for a worker stands in this state, and in no other.
+            let labels = |one: &Oldest| (one.cluster.clone(), one.priority, JobState::Initialized);
+            let ages = oldest.iter().map(|one| (labels(one), age(one)));
             let mut gauges = gauges.lock().await;
             show(&mut gauges.depths, sums(depths), |labels, jobs| {
                 metrics::gauge!("jobgate_jobs", labels)
@@ -185,7 +187,7 @@ async fn measure(house: Arc<Housekeeping>, shutdown: CancellationToken) -> anyho
 fn sums(depths: Vec<Depth>) -> BTreeMap<Labels, u64> {
     let mut sums = BTreeMap::new();
     for Depth { project: _, cluster, priority, state, jobs } in depths {
-        *sums.entry((cluster, priority, Some(state))).or_default() += jobs;
+        *sums.entry((cluster, priority, state)).or_default() += jobs;
     }
     sums
 }
@@ -202,9 +204,8 @@ fn show<T: Copy + Default>(
     let gone: Vec<(Labels, T)> = gone.collect();
     let standing = shown.iter().map(|(labels, value)| (labels.clone(), *value));
     for ((cluster, priority, state), value) in gone.into_iter().chain(standing) {
-        let mut labels = vec![("cluster", cluster.to_string()), ("priority", priority.to_string())];
-        labels.extend(state.map(|state| ("state", state.to_string())));
-        set(&labels, value);
+        let (cluster, priority) = (cluster.to_string(), priority.to_string());
+        set(&[("cluster", cluster), ("priority", priority), ("state", state.to_string())], value);
     }
 }
 

@@ -8,6 +8,7 @@ pub mod feed;
 pub mod housekeeping;
 pub mod http;
 pub mod recorder;
+pub mod telemetry;
 pub mod waiting;
 
 #[cfg(test)]

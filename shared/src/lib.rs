@@ -4,7 +4,8 @@
 //! * [`store`] and [`broker`]: the two ports every role stands on, with their adapters and conformance suites.
 //! * [`logs`]: what jobs print, in an object store.
 //! * [`wire`]: what travels through the broker.
-//! * [`clock`], [`retry`], [`supervise`], [`settings`]: time, delays, tasks and configuration values, in one place each.
+//! * [`clock`], [`retry`], [`supervise`], [`settings`], [`telemetry`]: time, delays, tasks, configuration values and the
+//!   description of metrics, in one place each.
 //!
 //! Nothing here knows HTTP, a resource manager or the command line.
 
@@ -16,4 +17,5 @@ pub mod retry;
 pub mod settings;
 pub mod store;
 pub mod supervise;
+pub mod telemetry;
 pub mod wire;

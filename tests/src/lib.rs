@@ -5,6 +5,7 @@
 //! * [`process`]: child processes with a log, a readiness probe and a certain end.
 //! * [`containment`]: a command whose every descendant is accounted for at its end.
 //! * [`gateway`]: the product itself as real processes, a client, and the ledger its jobs write.
+//! * [`scrape`]: what the product says it measures.
 //! * [`wait`]: polling with a bound, for what gives no signal. [`ports`]: free loopback ports.
 //!
 //! Nothing here may skip a test because a server is missing.
@@ -14,5 +15,6 @@ pub mod environment;
 pub mod gateway;
 pub mod ports;
 pub mod process;
+pub mod scrape;
 pub mod services;
 pub mod wait;

@@ -1,11 +1,21 @@
 //! What is shipped for operators, held against the code: a dashboard or an alert on a metric that nothing exports shows
 //! nothing and wakes nobody, and looks exactly like all being well.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context, Result};
+use jobgate_shared::telemetry::{self, Metric};
 
-const WATCHING: [&str; 3] = ["deploy/prometheus-alerts.yml", "deploy/grafana/jobgate.json", "docs/deploy.md"];
+const WATCHING: [&str; 4] =
+    ["deploy/prometheus-alerts.yml", "deploy/grafana/jobgate.json", "docs/deploy.md", "docs/metrics.md"];
+
+/// Every table of metrics, under its heading in the documentation.
+const TABLES: [(&str, &[Metric]); 4] = [
+    ("Every role", telemetry::METRICS),
+    ("`api`", jobgate_api::telemetry::API),
+    ("`recorder`", jobgate_api::telemetry::RECORDER),
+    ("`worker`", jobgate_worker::telemetry::METRICS),
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate lies in the workspace")
@@ -18,16 +28,21 @@ fn metrics_named(text: &str) -> BTreeSet<String> {
     names.map(|name| name.strip_suffix("_bucket").unwrap_or(name).to_owned()).collect()
 }
 
-/// The first argument of every `counter!`, `gauge!` and `histogram!`.
+/// Every string that is a metric's name and nothing else.
 fn metrics_exported(source: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for kind in ["counter!(", "gauge!(", "histogram!("] {
-        for after in source.split(kind).skip(1) {
-            let name = after.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next());
-            found.extend(name.map(str::to_owned));
-        }
+    let named = |text: &&str| {
+        text.starts_with("jobgate_") && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    };
+    source.split('"').filter(named).map(str::to_owned).collect()
+}
+
+/// Every metric the code counts, gauges or times.
+fn exported() -> Result<BTreeSet<String>> {
+    let mut exported = BTreeSet::new();
+    for folder in ["shared/src", "api/src", "worker/src", "cli/src"] {
+        read_sources(&root().join(folder), &mut exported)?;
     }
-    found
+    Ok(exported)
 }
 
 fn read_sources(folder: &Path, exported: &mut BTreeSet<String>) -> Result<()> {
@@ -35,7 +50,7 @@ fn read_sources(folder: &Path, exported: &mut BTreeSet<String>) -> Result<()> {
         let path = entry?.path();
         if path.is_dir() {
             read_sources(&path, exported)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("telemetry.rs") {
             exported.extend(metrics_exported(&fs::read_to_string(&path)?));
         }
     }
@@ -44,10 +59,7 @@ fn read_sources(folder: &Path, exported: &mut BTreeSet<String>) -> Result<()> {
 
 #[test]
 fn operators_are_shown_only_metrics_that_exist() -> Result<()> {
-    let mut exported = BTreeSet::new();
-    for folder in ["shared/src", "api/src", "worker/src", "cli/src"] {
-        read_sources(&root().join(folder), &mut exported)?;
-    }
+    let exported = exported()?;
     for file in WATCHING {
         let named = metrics_named(&fs::read_to_string(root().join(file))?);
         assert!(!named.is_empty(), "{file} names no metric");
@@ -58,10 +70,35 @@ fn operators_are_shown_only_metrics_that_exist() -> Result<()> {
 }
 
 #[test]
+fn what_is_measured_is_described_and_what_is_described_is_measured() -> Result<()> {
+    let described = TABLES.iter().flat_map(|(_, table)| table.iter().map(|metric| metric.name.to_owned()));
+    let described: Vec<String> = described.collect();
+    let once: BTreeSet<String> = described.iter().cloned().collect();
+    assert_eq!(once.len(), described.len(), "a metric is described twice");
+    assert_eq!(once, exported()?);
+    Ok(())
+}
+
+#[test]
+fn the_documentation_lists_each_metric_as_it_is_described() -> Result<()> {
+    let document = fs::read_to_string(root().join("docs/metrics.md"))?;
+    for (heading, table) in TABLES {
+        let mut expected =
+            format!("## {heading}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|\n");
+        for Metric { kind, name, labels, help } in table {
+            let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+            writeln!(expected, "| `{name}` | {} | {} | {help} |", kind.as_str(), labels.join(", "))?;
+        }
+        assert!(document.contains(&expected), "docs/metrics.md does not hold\n{expected}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_check_sees_what_it_should() {
-    let source = r#"metrics::counter!("jobgate_a_total", "queue" => q); gauge!(
+    let source = r#"metrics::counter!("jobgate_a_total", "queue" => q); self.count(
         "jobgate_b"
-    ); let text = "jobgate_c";"#;
+    ); let text = "jobgate_worker=debug";"#;
     let exported = metrics_exported(source);
     assert_eq!(exported, BTreeSet::from(["jobgate_a_total".to_owned(), "jobgate_b".to_owned()]));
     let named =

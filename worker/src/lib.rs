@@ -3,7 +3,7 @@
 //! * [`core`]: what decides, sans-IO.
 //! * [`engine`]: the port to a resource manager; [`engines`]: its adapters and their registry.
 //!
-//! * [`regulator`]: how much it takes on.
+//! * [`regulator`]: how much it takes on. [`telemetry`]: what it measures.
 //!
 //! A worker writes no rows except claim, record, hand-back and its own lease.
 
@@ -12,5 +12,6 @@ pub mod engine;
 pub mod engines;
 pub mod regulator;
 mod session;
+pub mod telemetry;
 
 pub use session::{Served, Timing, Worker};

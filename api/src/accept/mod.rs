@@ -129,22 +129,22 @@ impl Acceptor {
     /// Stores jobs of `bytes` in all; one answer each, in order, once they are durable. Dropping the future leaves open
     /// whether they are stored.
     pub async fn accept(self: &Arc<Self>, jobs: Vec<NewJob>, bytes: usize) -> Result<Vec<Accepted>, Full> {
-        let count = jobs.len();
+        let (count, began) = (jobs.len(), Instant::now());
         let (reply, answer) = oneshot::channel();
         self.enqueue(Call { jobs, bytes, reply }, self.settings.max_waiting_bytes).map_err(|_| Full)?;
-        Ok(answered(answer, count).await)
+        Ok(answered(answer, count, began).await)
     }
 
     /// The same for a part of a larger batch: waits for room, and leaves half of it to those who post one job.
     pub async fn accept_part(self: &Arc<Self>, jobs: Vec<NewJob>, bytes: usize) -> Vec<Accepted> {
-        let count = jobs.len();
+        let (count, began) = (jobs.len(), Instant::now());
         let (reply, answer) = oneshot::channel();
         let mut call = Call { jobs, bytes, reply };
         loop {
             // Before the look, so that room made between the two is not missed.
             let room = self.room.notified();
             match self.enqueue(call, self.settings.max_waiting_bytes / 2) {
-                Ok(()) => return answered(answer, count).await,
+                Ok(()) => return answered(answer, count, began).await,
                 Err(back) => call = back,
             }
             room.await;
@@ -327,8 +327,10 @@ impl Acceptor {
 }
 
 /// No answer means that the commit panicked, which is logged there; its outcome is as unknown as any.
-async fn answered(answer: oneshot::Receiver<Vec<Accepted>>, count: usize) -> Vec<Accepted> {
-    answer.await.unwrap_or_else(|_| vec![Accepted::Away; count])
+async fn answered(answer: oneshot::Receiver<Vec<Accepted>>, count: usize, began: Instant) -> Vec<Accepted> {
+    let answers = answer.await.unwrap_or_else(|_| vec![Accepted::Away; count]);
+    metrics::histogram!("jobgate_accept_seconds").record(began.elapsed().as_secs_f64());
+    answers
 }
 
 fn accepted(outcome: Inserted, id: JobId) -> Accepted {

@@ -62,17 +62,17 @@ fn a_gauge_of_a_queue_that_is_gone_is_shown_as_zero_once() {
         });
         told.take()
     };
-    let running = labels(0, Some(JobState::Running));
-    let first = turn(&[(running.clone(), 3), (labels(5, None), 1)]);
+    let running = labels(0, JobState::Running);
+    let first = turn(&[(running.clone(), 3), (labels(5, JobState::Held), 1)]);
     let named = |text: &str, jobs| (text.to_owned(), jobs);
     assert_eq!(
         first,
-        [named("cluster=local,priority=0,state=RUNNING", 3), named("cluster=local,priority=5", 1)]
+        [named("cluster=local,priority=0,state=RUNNING", 3), named("cluster=local,priority=5,state=HELD", 1)]
     );
     let second = turn(&[(running.clone(), 4)]);
     assert_eq!(
         second,
-        [named("cluster=local,priority=5", 0), named("cluster=local,priority=0,state=RUNNING", 4)]
+        [named("cluster=local,priority=5,state=HELD", 0), named("cluster=local,priority=0,state=RUNNING", 4)]
     );
     assert_eq!(turn(&[(running, 4)]).len(), 1);
 }

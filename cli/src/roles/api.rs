@@ -16,6 +16,7 @@ use jobgate_api::{
     dispatcher::{self, Dispatcher, HintBudget},
     housekeeping::{self, Housekeeping},
     http::{self, Api, ApiParts, Hosts},
+    telemetry,
 };
 use jobgate_shared::{clock, supervise::Tasks};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -97,7 +98,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     let shutdown = CancellationToken::new();
     let tasks = Tasks::new(shutdown.clone());
     shut_down_on_signal(shutdown.clone())?;
-    let metrics = metrics::install(&tasks)?;
+    let metrics = metrics::install(&tasks, &[telemetry::API])?;
     let tls = listening::tls(&config.api)?;
     // Taken before the database is waited for: an address in use should be told at once.
     let listener = listening::bind(config.api.listen).await?;

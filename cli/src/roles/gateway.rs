@@ -11,7 +11,7 @@ use crate::{
     data_dir::{DataDir, DataDirLock, write_private},
 };
 use anyhow::Context as _;
-use jobgate_api::auth;
+use jobgate_api::{auth, telemetry};
 use jobgate_shared::supervise::Tasks;
 use std::{fs, net::SocketAddr};
 
@@ -53,9 +53,10 @@ impl Gateway {
         let listener = listening::bind(place.listen).await?;
         let url = listening::url(listener.1, tls.is_some());
         let token = administrator(config, &data_dir)?;
-        let doors = doors::embedded(config, &data_dir).await?;
         let (front, back) = (Tasks::default(), Tasks::default());
-        let metrics = metrics::install(&back)?;
+        let tables = [telemetry::API, telemetry::RECORDER, jobgate_worker::telemetry::METRICS];
+        let metrics = metrics::install(&back, &tables)?;
+        let doors = doors::embedded(config, &data_dir).await?;
         let composition = Composition {
             config,
             doors: &doors,

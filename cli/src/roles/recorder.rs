@@ -10,6 +10,7 @@ use crate::{config::Config, exit::Exit};
 use jobgate_api::{
     http::ops::Ops,
     recorder::{self, Recorder},
+    telemetry,
 };
 use jobgate_shared::{clock, supervise::Tasks};
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     let shutdown = CancellationToken::new();
     let (tasks, listening_tasks) = (Tasks::new(shutdown.clone()), Tasks::default());
     shut_down_on_signal(shutdown.clone())?;
-    let metrics = metrics::install(&listening_tasks)?;
+    let metrics = metrics::install(&listening_tasks, &[telemetry::RECORDER])?;
     // Begins before the database is there, so that whoever asks hears what is waited for.
     let probe = DoorsProbe::default();
     let ops = Ops::new(Arc::new(probe.clone()), move || metrics.render());

@@ -10,7 +10,7 @@ use super::{
 use crate::{config::Config, data_dir::DataDir, exit::Exit};
 use jobgate_api::http::ops::Ops;
 use jobgate_shared::{clock, supervise::Tasks};
-use jobgate_worker::Worker;
+use jobgate_worker::{Worker, telemetry};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -49,7 +49,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     // The listener answers while the worker drains.
     let (tasks, listening_tasks) = (Tasks::new(shutdown.clone()), Tasks::default());
     shut_down_on_signal(shutdown.clone())?;
-    let metrics = metrics::install(&listening_tasks)?;
+    let metrics = metrics::install(&listening_tasks, &[telemetry::METRICS])?;
     // Begins before the database is there, so that whoever asks hears what is waited for.
     let probe = DoorsProbe::default();
     let ops = Ops::new(Arc::new(probe.clone()), move || metrics.render());

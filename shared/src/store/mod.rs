@@ -327,7 +327,7 @@ pub struct Worker {
     pub alive: bool,
     /// It takes no new work.
     pub draining: bool,
-    /// Jobs it holds, as it last told.
+    /// Jobs it holds that have not ended, as it last told.
     pub jobs: u32,
 }
 
@@ -458,7 +458,7 @@ pub struct ToHandBack {
 pub struct Pulse {
     /// How long the lease shall run from now.
     pub ttl: Duration,
-    /// Jobs it holds.
+    /// Jobs it holds that have not ended.
     pub jobs: u32,
     /// It takes no new work.
     pub draining: bool,

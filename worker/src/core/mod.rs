@@ -272,9 +272,14 @@ impl Core {
         self.clusters.iter().filter_map(parked).collect()
     }
 
-    /// Jobs in this worker's hands.
+    /// Jobs in this worker's hands, ended or not.
     pub fn jobs(&self) -> usize {
         self.attempts.len()
+    }
+
+    /// Those of them that have not ended. The others wait for their rows to say so, or for their logs to be shipped.
+    pub fn unended(&self) -> usize {
+        self.clusters.iter().map(|c| c.held as usize).sum()
     }
 
     /// A drain is under way.

@@ -147,6 +147,7 @@ fn a_job_is_created_recorded_started_watched_told_and_forgotten_in_that_order() 
     assert_eq!(b.after(4), [], "the next heartbeat may make another telling needless");
     assert_eq!(endings(&b.after(1)), [Ending::Finished], "told again until the row agrees");
     assert_eq!(b.core.unsettled(), [(job.id, 1, 1)]);
+    assert_eq!((b.core.jobs(), b.core.unended()), (1, 0), "in hand still, and ended");
     assert!(matches!(&b.step(Input::Settled(job.id))[..], [Effect::Forget(_, s)] if s.id == "s"));
     assert_eq!(b.core.jobs(), 0);
     assert_eq!(b.after(600), []);

@@ -294,12 +294,14 @@ impl Drive {
         unsettled.truncate(UNSETTLED);
         let pulse = Pulse {
             ttl: self.worker.timing.lease,
-            jobs: u32::try_from(self.core.jobs()).unwrap_or(u32::MAX),
+            jobs: u32::try_from(self.core.unended()).unwrap_or(u32::MAX),
             draining: self.core.is_draining(),
             parked: self.core.parked(),
             unsettled,
         };
+        let ended = u32::try_from(self.core.jobs().saturating_sub(self.core.unended())).unwrap_or(u32::MAX);
         metrics::gauge!("jobgate_worker_jobs").set(f64::from(pulse.jobs));
+        metrics::gauge!("jobgate_worker_unsettled").set(f64::from(ended));
         let (leases, id, patience) = (self.worker.leases.clone(), self.id, self.worker.timing.lease / 2);
         self.performer.run(async move {
             let sent = Instant::now();

@@ -5,7 +5,7 @@ use super::{Worker, drive::Message, lease::Lease};
 use futures::FutureExt as _;
 use jobgate_shared::{
     broker::{Delivery, Route, Subscription},
-    domain::{Job, JobId, Refusal, WorkerId},
+    domain::{Job, JobId, JobState, Refusal, WorkerId},
     retry::Delays,
     store::{Claimed, WorkerCluster},
     supervise::Tasks,
@@ -213,6 +213,19 @@ impl Intake {
     }
 }
 
+/// How long a job waited for its first claim. Later ones of the attempt are adoptions: nobody waited for those in a queue.
+fn count_wait(job: &Job) {
+    let life = &job.life;
+    if life.state == JobState::Claimed
+        && life.fruitless_claims == 1
+        && let Some(claimed_at) = life.claimed_at
+    {
+        let waited = (claimed_at - life.due_at).to_std().unwrap_or_default();
+        metrics::histogram!("jobgate_claim_wait_seconds", "cluster" => job.cluster.to_string())
+            .record(waited.as_secs_f64());
+    }
+}
+
 /// Makes claims for one identity.
 struct Claimer {
     worker: Arc<Worker>,
@@ -229,7 +242,10 @@ impl Claimer {
         let mut alone = Vec::new();
         for (id, claimed) in ids.iter().zip(self.claim_once(ids).await?) {
             match claimed {
-                Claimed::Granted(job) => granted.push(*job),
+                Claimed::Granted(job) => {
+                    count_wait(&job);
+                    granted.push(*job);
+                }
                 Claimed::Refused(Refusal::Suspect) => alone.push(*id),
                 Claimed::Refused(_) | Claimed::Absent => {
                     metrics::counter!("jobgate_hints_stale_total").increment(1);

@@ -67,7 +67,6 @@ pub struct LocalEngine {
 impl LocalEngine {
     /// Opens the spool, making it if need be.
     pub fn open(config: LocalConfig, context: EngineContext) -> anyhow::Result<Self> {
-        describe_metrics();
         let call_timeout = context.call_timeout;
         let inside = Arc::new(Calls::open(config, context)?);
         Ok(Self { inside, permits: Semaphore::new(CALLS_AT_ONCE), call_timeout, bell: OnceCell::new() })
@@ -95,20 +94,6 @@ impl LocalEngine {
 /// The disk did not do it; it may the next time.
 fn away(error: impl Into<anyhow::Error>) -> EngineError {
     EngineError::Away(error.into())
-}
-
-fn describe_metrics() {
-    use metrics::{describe_counter, describe_gauge};
-    describe_counter!("jobgate_local_runners_started_total", "Runner processes started, by cluster.");
-    describe_counter!(
-        "jobgate_local_runner_failures_total",
-        "Runner processes that could not be started, or ended before they had a job, by cluster."
-    );
-    describe_counter!(
-        "jobgate_local_processes_killed_total",
-        "Processes of jobs whose runner was gone, killed because nobody watched them, by cluster."
-    );
-    describe_gauge!("jobgate_local_spool_attempts", "Attempts in the spool at the last sweep, by cluster.");
 }
 
 #[async_trait]
