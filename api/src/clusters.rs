@@ -12,11 +12,57 @@ pub struct ClusterInfo {
     pub name: ClusterName,
     /// The engine that speaks to its resource manager, such as `local`.
     pub engine: String,
-    /// How that engine keeps an attempt from starting twice, such as `two_phase`.
-    pub mode: String,
-    /// What else it can do; whatever the engine tells.
-    #[schema(value_type = Object)]
-    pub capabilities: serde_json::Value,
+    /// How that engine keeps an attempt from starting twice.
+    pub mode: SubmitMode,
+    /// What else it can do.
+    pub capabilities: Capabilities,
+}
+
+/// How an engine keeps an attempt from starting twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SubmitMode {
+    /// It creates submissions that do not run and starts the recorded one: exactly once.
+    TwoPhase,
+    /// Its manager takes each name once: exactly once, as long as it remembers names.
+    UniqueName,
+    /// Jobs take a token before they begin: exactly once, at the price of a started loser.
+    Fenced,
+    /// Never twice, but an attempt whose submission went unanswered is `LOST`.
+    AtMostOnce,
+}
+
+/// What an engine can do, as its settings declare it.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Capabilities {
+    /// Where a job that was submitted can be watched and canceled.
+    pub reach: ReachKind,
+    /// Who ends a job whose `time_limit_seconds` are over.
+    pub time_limits: TimeLimits,
+    /// What its jobs print can be read.
+    pub logs: bool,
+    /// How often a worker looks at its jobs, at least.
+    pub poll_interval_seconds: f64,
+}
+
+/// Where an engine can act on what it submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReachKind {
+    /// On the host that submitted it: its jobs wait for a worker there.
+    Host,
+    /// On every host that has a worker of the cluster.
+    Everywhere,
+}
+
+/// Who ends a job whose time is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeLimits {
+    /// The resource manager, or a runner beside the job.
+    ByEngine,
+    /// The worker that watches it.
+    ByWatcher,
 }
 
 /// The configured clusters and what their engines take.

@@ -3,7 +3,7 @@
 use crate::{
     accept::AcceptSettings,
     auth::{self, TokenWish},
-    clusters::{ClusterInfo, SpecValidator},
+    clusters::{Capabilities, ClusterInfo, ReachKind, SpecValidator, SubmitMode, TimeLimits},
     dispatcher::HintBudget,
     http::{Api, ApiParts, Hosts, HttpConfig, router},
 };
@@ -264,8 +264,13 @@ impl TwoClusters {
         let info = |name: &str| ClusterInfo {
             name: name.parse().unwrap(),
             engine: name.to_owned(),
-            mode: "two_phase".to_owned(),
-            capabilities: serde_json::json!({"logs": true}),
+            mode: SubmitMode::TwoPhase,
+            capabilities: Capabilities {
+                reach: if name == "local" { ReachKind::Host } else { ReachKind::Everywhere },
+                time_limits: TimeLimits::ByEngine,
+                logs: true,
+                poll_interval_seconds: 0.2,
+            },
         };
         Arc::new(Self(vec![info("local"), info("slurm")]))
     }

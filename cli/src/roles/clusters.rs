@@ -5,17 +5,17 @@ use crate::{
     data_dir::DataDir,
 };
 use anyhow::Context as _;
-use jobgate_api::clusters::{ClusterInfo, SpecValidator};
+use jobgate_api::clusters::{self as shown, ClusterInfo, SpecValidator};
 use jobgate_shared::{
     clock::Clock,
     domain::{ClusterName, JobSpec, SpecError},
 };
 use jobgate_worker::{
     Served,
+    engine::{SubmitMode, TimeLimits},
     engines::{self, EngineConfig, EngineContext, Validator, local::RunnerCommand},
     regulator::RegulatorConfig,
 };
-use serde_json::json;
 use std::{collections::BTreeMap, fmt, num::NonZeroU32, sync::Arc, thread};
 
 /// Jobs one worker holds of a manager on other hosts, unless configured: the manager has a queue of its own.
@@ -41,12 +41,7 @@ impl Clusters {
     /// The clusters of a configuration; nothing is opened.
     pub(super) fn new(config: &Config) -> Self {
         let sections = config.clusters();
-        let info = |(name, section): (&ClusterName, &ClusterSection)| ClusterInfo {
-            name: name.clone(),
-            engine: section.engine.kind().to_owned(),
-            mode: json!(section.engine.mode()).as_str().unwrap_or_default().to_owned(),
-            capabilities: json!({}),
-        };
+        let info = |(name, section): (&ClusterName, &ClusterSection)| info(name, &section.engine);
         let validator = |(name, section): (&ClusterName, &ClusterSection)| {
             (name.clone(), engines::validator(&section.engine))
         };
@@ -56,6 +51,26 @@ impl Clusters {
             default: config.default_cluster(),
         }
     }
+}
+
+/// What users see of a cluster.
+fn info(name: &ClusterName, engine: &EngineConfig) -> ClusterInfo {
+    let declared = engine.capabilities();
+    let mode = match declared.mode {
+        SubmitMode::TwoPhase => shown::SubmitMode::TwoPhase,
+        SubmitMode::UniqueName => shown::SubmitMode::UniqueName,
+        SubmitMode::Fenced => shown::SubmitMode::Fenced,
+        SubmitMode::AtMostOnce => shown::SubmitMode::AtMostOnce,
+    };
+    let reach =
+        if engine.is_bound_to_its_host() { shown::ReachKind::Host } else { shown::ReachKind::Everywhere };
+    let time_limits = match declared.time_limits {
+        TimeLimits::ByEngine => shown::TimeLimits::ByEngine,
+        TimeLimits::ByWatcher => shown::TimeLimits::ByWatcher,
+    };
+    let poll_interval_seconds = declared.poll_interval.as_secs_f64();
+    let capabilities = shown::Capabilities { reach, time_limits, logs: declared.logs, poll_interval_seconds };
+    ClusterInfo { name: name.clone(), engine: engine.kind().to_owned(), mode, capabilities }
 }
 
 impl SpecValidator for Clusters {
@@ -123,4 +138,26 @@ fn usual_regulator(engine: &EngineConfig) -> RegulatorConfig {
         EngineConfig::Noop(_) => FAR_JOBS,
     };
     RegulatorConfig::Fixed { max_in_flight }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn clusters_tell_what_their_engines_declare_and_nothing_is_opened_for_it() {
+        let text = "[clusters.far]\nengine = 'noop'\nmode = 'at_most_once'\npoll_interval = '2s'\n\
+                    [clusters.local]\nengine = 'local'\nspool_dir = '/no/such/place'\n";
+        let config: Config = toml::from_str(text).unwrap();
+        let told = serde_json::to_value(Clusters::new(&config).clusters()).unwrap();
+        let far = json!({"reach": "everywhere", "time_limits": "by_engine", "logs": false, "poll_interval_seconds": 2.0});
+        let local =
+            json!({"reach": "host", "time_limits": "by_engine", "logs": true, "poll_interval_seconds": 0.2});
+        let expected = json!([
+            {"name": "far", "engine": "noop", "mode": "at_most_once", "capabilities": far},
+            {"name": "local", "engine": "local", "mode": "two_phase", "capabilities": local},
+        ]);
+        assert_eq!(told, expected);
+    }
 }

@@ -7,7 +7,7 @@ pub mod conformance;
 pub mod local;
 pub mod noop;
 
-use crate::engine::{Engine, SubmitMode};
+use crate::engine::{Capabilities, Engine, SubmitMode, TimeLimits};
 use jobgate_shared::{
     clock::Clock,
     domain::{ClusterName, JobSpec, SpecError},
@@ -52,11 +52,31 @@ impl EngineConfig {
         }
     }
 
-    /// How it keeps an attempt from starting twice.
-    pub fn mode(&self) -> SubmitMode {
+    /// What the engine can do, without opening it: all but the name of its reach, which only the opened one knows.
+    pub fn capabilities(&self) -> Capabilities {
         match self {
-            Self::Local(_) => SubmitMode::TwoPhase,
-            Self::Noop(config) => config.mode,
+            Self::Local(config) => Capabilities {
+                mode: SubmitMode::TwoPhase,
+                reach: None,
+                time_limits: TimeLimits::ByEngine,
+                logs: true,
+                poll_interval: *config.poll_interval,
+            },
+            Self::Noop(config) => Capabilities {
+                mode: config.mode,
+                reach: None,
+                time_limits: TimeLimits::ByEngine,
+                logs: false,
+                poll_interval: *config.poll_interval,
+            },
+        }
+    }
+
+    /// It acts only where it submitted: once opened, it names a reach.
+    pub fn is_bound_to_its_host(&self) -> bool {
+        match self {
+            Self::Local(_) => true,
+            Self::Noop(_) => false,
         }
     }
 
@@ -104,6 +124,29 @@ fn refuse_unknown_options(spec: &JobSpec, known: &[&str]) -> Result<(), SpecErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_declared_of_an_engine_is_what_the_opened_one_says() {
+        let place = tempfile::tempdir().unwrap();
+        let context = EngineContext {
+            cluster: "c".parse().unwrap(),
+            clock: jobgate_shared::clock::system(),
+            data_dir: place.path().to_owned(),
+            runner: local::RunnerCommand { program: "/bin/false".into(), args: Vec::new() },
+            call_timeout: Duration::from_secs(1),
+        };
+        for text in [
+            r#"{"engine":"local"}"#,
+            r#"{"engine":"local","poll_interval":"1s"}"#,
+            r#"{"engine":"noop"}"#,
+            r#"{"engine":"noop","mode":"fenced","poll_interval":"3s"}"#,
+        ] {
+            let config: EngineConfig = serde_json::from_str(text).unwrap();
+            let opened = build(&config, &context).unwrap().capabilities();
+            assert_eq!(config.is_bound_to_its_host(), opened.reach.is_some(), "{text}");
+            assert_eq!(config.capabilities(), Capabilities { reach: None, ..opened }, "{text}");
+        }
+    }
 
     #[test]
     fn an_unknown_setting_is_refused_by_name() {

@@ -48,6 +48,10 @@ async fn a_paused_cluster_tells_who_paused_it_until_it_is_resumed() {
         (&json!(true), &json!("two_phase"))
     );
     assert_eq!(listed["items"][0]["is_default"], json!(true));
+    let capabilities =
+        json!({"reach": "host", "time_limits": "by_engine", "logs": true, "poll_interval_seconds": 0.2});
+    assert_eq!(listed["items"][0]["capabilities"], capabilities);
+    assert_eq!(listed["items"][1]["capabilities"]["reach"], "everywhere");
     let resumed = bench.call("POST", "/v1/clusters/slurm/resume").send().await.json();
     assert_eq!((&resumed["paused"], &resumed["paused_at"]), (&json!(false), &Value::Null));
     bench.call("POST", "/v1/clusters/nowhere/pause").send().await.is_problem(404, "not-found", None);
