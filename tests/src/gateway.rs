@@ -176,6 +176,11 @@ impl Client {
         Ok(serde_json::from_str(&body)?)
     }
 
+    /// `GET`, however it is answered.
+    pub async fn answer(&self, path: &str) -> Result<reqwest::Response> {
+        Ok(self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token).send().await?)
+    }
+
     /// `GET`, as text.
     pub async fn text(&self, path: &str) -> Result<String> {
         let answer = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token).send().await?;

@@ -16,6 +16,7 @@ mod json;
 mod limits;
 mod logs;
 mod openapi;
+mod opening;
 pub mod ops;
 pub mod problem;
 mod readiness;
@@ -30,6 +31,7 @@ pub use envelope::{Hosts, REQUEST_ID};
 pub use extract::PROJECT_HEADER;
 pub use limits::HttpConfig;
 pub use logs::{COMPLETE, NEXT_OFFSET};
+pub use opening::Opening;
 pub use request::{JobRequest, Posting};
 pub use server::serve;
 

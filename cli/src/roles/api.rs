@@ -15,7 +15,7 @@ use jobgate_api::{
     accept::AcceptSettings,
     dispatcher::{self, Dispatcher, HintBudget},
     housekeeping::{self, Housekeeping},
-    http::{self, Api, ApiParts, Hosts},
+    http::{self, Api, ApiParts, Hosts, Opening},
     telemetry,
 };
 use jobgate_shared::{clock, supervise::Tasks};
@@ -80,17 +80,17 @@ pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
     Ok(api)
 }
 
-/// Serves it.
+/// Begins to answer, that it is not ready until the API opens.
 pub(super) fn listen(
-    api: Arc<Api>,
     (listener, bound): (TcpListener, SocketAddr),
     tls: Option<Arc<ServerConfig>>,
     config: &Config,
     tasks: &Tasks,
-) {
-    let router = http::router(api, Hosts::new(bound, &config.api.http.allowed_hosts));
-    let (limits, serving) = (config.api.http.clone(), tasks.clone());
+) -> Opening {
+    let opening = Opening::new(Hosts::new(bound, &config.api.http.allowed_hosts));
+    let (router, limits, serving) = (opening.router(), config.api.http.clone(), tasks.clone());
     tasks.spawn("http", async move { http::serve(listener, tls, router, &limits, &serving).await });
+    opening
 }
 
 /// Runs the role until it is told to stop.
@@ -100,14 +100,17 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     shut_down_on_signal(shutdown.clone())?;
     let metrics = metrics::install(&tasks, &[telemetry::API])?;
     let tls = listening::tls(&config.api)?;
-    // Taken before the database is waited for: an address in use should be told at once.
+    // Before the database is waited for: an address in use should be told at once, and so should whoever asks.
     let listener = listening::bind(config.api.listen).await?;
-    let bound = listener.1;
-    let Some(doors) = doors::distributed(config, "api", &shutdown).await? else { return Ok(Exit::Done) };
+    let url = listening::url(listener.1, tls.is_some());
+    let opening = listen(listener, tls, config, &tasks);
+    let Some(doors) = doors::distributed(config, "api", &shutdown).await? else {
+        tasks.wait().await;
+        return Ok(Exit::Done);
+    };
     let admin_token = config.api.admin_token.clone();
     let api = start(Composition { config, doors: &doors, tasks: &tasks, metrics, admin_token, sole: false })?;
-    let url = listening::url(bound, tls.is_some());
-    listen(api, listener, tls, config, &tasks);
+    opening.open(api);
     tracing::info!(url, "jobgate api serves {url}");
     tasks.wait().await;
     doors.close().await;

@@ -68,7 +68,7 @@ impl Gateway {
         let api = api::start(composition)?;
         recorder::start(config, &doors, &back);
         worker::start(config, &data_dir, &doors, &front)?;
-        api::listen(api, listener, tls, config, &front);
+        api::listen(listener, tls, config, &front).open(api);
         lock.announce(&url)?;
         Ok(Self { url, token, data_dir, front, back, doors, _lock: lock })
     }
