@@ -3,6 +3,7 @@
 use super::tracker::{Counts, Standing};
 use crate::{
     commands::tell,
+    logging,
     render::{clean_line, span},
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -36,6 +37,7 @@ impl Progress {
             return Self::Lines { began: Instant::now(), told: None, last: Counts::default() };
         }
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+        logging::keep_above(Some(all.clone()));
         let bar = |name: &'static str, color: &str| {
             let template = format!("  {{prefix:<9}} {{wide_bar:.{color}}} {{pos:>6}} / {{len}}");
             let style =
@@ -100,6 +102,7 @@ impl Progress {
     /// Takes the bars away.
     pub(super) fn end(&self) {
         if let Self::Bars { all, .. } = self {
+            logging::keep_above(None);
             all.clear().unwrap_or_default();
         }
     }

@@ -128,7 +128,8 @@ impl Drive {
                 () = shutdown.cancelled(), if give_up.is_none() => {
                     give_up = Some(self.now() + self.worker.timing.drain);
                     self.taking.cancel();
-                    tracing::info!(worker = %self.id, jobs = self.core.jobs(), "draining");
+                    let (jobs, ended) = self.in_hand();
+                    tracing::info!(worker = %self.id, jobs, ended, "draining: {jobs} jobs are handed back; {ended} more have ended and wait for their rows only");
                     self.step(vec![Input::Drain]);
                 }
                 count = self.messages.recv_many(&mut taken, MESSAGES) => {
@@ -231,6 +232,12 @@ impl Drive {
         }
     }
 
+    /// Jobs that have not ended, and jobs that have and wait for their rows to say so or for their logs.
+    fn in_hand(&self) -> (usize, usize) {
+        let jobs = self.core.unended();
+        (jobs, self.core.jobs().saturating_sub(jobs))
+    }
+
     fn interval(&self, place: usize) -> Duration {
         self.worker.clusters[place].engine.capabilities().poll_interval
     }
@@ -299,7 +306,7 @@ impl Drive {
             parked: self.core.parked(),
             unsettled,
         };
-        let ended = u32::try_from(self.core.jobs().saturating_sub(self.core.unended())).unwrap_or(u32::MAX);
+        let ended = u32::try_from(self.in_hand().1).unwrap_or(u32::MAX);
         metrics::gauge!("jobgate_worker_jobs").set(f64::from(pulse.jobs));
         metrics::gauge!("jobgate_worker_unsettled").set(f64::from(ended));
         let (leases, id, patience) = (self.worker.leases.clone(), self.id, self.worker.timing.lease / 2);
