@@ -87,6 +87,30 @@ impl Site {
         Ok(output)
     }
 
+    /// Runs a command of the binary to its end, whatever that is.
+    pub fn output(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        Ok(self.command(arguments)?.output()?)
+    }
+
+    /// Starts a command of the binary that goes on until it is told to stop; what it prints is its log.
+    pub fn begin(&mut self, arguments: &[&str]) -> Result<Managed> {
+        let command = self.command(arguments)?;
+        let name = arguments.first().copied().unwrap_or_default();
+        self.started += 1;
+        let log = self.dir.path().join(format!("{name}-{}.log", self.started));
+        Managed::spawn(name, &command, None, &log, LastWord::Kill)
+    }
+
+    /// Writes the configuration anew; processes that run keep the one they read.
+    pub fn configure(&self, config: &str) -> Result<()> {
+        Ok(fs::write(&self.config, config)?)
+    }
+
+    /// A file beside the configuration.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// Starts a role and waits until it says that it is ready.
     pub async fn start(&mut self, role: &str) -> Result<Role> {
         let mut role = self.spawn(role)?;
@@ -121,7 +145,8 @@ impl Site {
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(environment::jobgate()?);
-        command.args(arguments).arg("--config").arg(&self.config).arg("--data-dir").arg(self.data_dir());
+        // First, because what follows a `--` is a job's.
+        command.arg("--config").arg(&self.config).arg("--data-dir").arg(self.data_dir()).args(arguments);
         command.envs(&self.servers).current_dir(self.dir.path());
         Ok(command)
     }

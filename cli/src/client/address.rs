@@ -1,4 +1,4 @@
-//! Which gateway to talk to, and which token to show it.
+//! Which gateway to talk to, which token to show it, and whom to believe that it is the one.
 //!
 //! The address: `--server`, `JOBGATE_SERVER`, `client.server`, the gateway that runs over the data directory, the default
 //! address. The token: `JOBGATE_TOKEN`, `client.token_file`, `<data_dir>/token`. The last one is shown to this host only:
@@ -10,7 +10,7 @@ use crate::{
     data_dir::DataDir,
 };
 use reqwest::Url;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where the gateway is, and what opens it.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub(crate) struct Target {
     pub(crate) url: Url,
     /// The token to show, if there is one.
     pub(crate) token: Option<Secret>,
+    /// A PEM file of authorities to believe beside those of this host.
+    pub(crate) ca_certificate: Option<PathBuf>,
 }
 
 impl Target {
@@ -39,12 +41,17 @@ impl Target {
             }
             (None, None) => None,
         };
-        Ok(Self { url, token })
+        Ok(Self { url, token, ca_certificate: config.client.ca_certificate.clone() })
+    }
+
+    /// The same, believing these authorities if any are named.
+    pub(crate) fn trusting(self, ca_certificate: Option<PathBuf>) -> Self {
+        Self { ca_certificate: ca_certificate.or(self.ca_certificate), ..self }
     }
 
     /// A gateway whose address and token are known.
     pub(crate) fn known(address: &str, token: Option<Secret>) -> Result<Self, ClientError> {
-        Ok(Self { url: parse(address)?, token })
+        Ok(Self { url: parse(address)?, token, ca_certificate: None })
     }
 }
 

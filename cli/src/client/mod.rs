@@ -14,14 +14,14 @@ pub(crate) use documents::{
 pub(crate) use events::Events;
 pub(crate) use problem::Problem;
 
-use crate::config::Secret;
+use crate::{config::Secret, exit::Usage};
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
 use jobgate_shared::{domain::Project, retry::Delays};
 use reqwest::{Method, Url, header};
 use serde_json::Value;
-use std::{pin::Pin, time::Duration};
+use std::{path::Path, pin::Pin, time::Duration};
 use tokio::time::Instant;
 
 /// How long an answer may take, beyond the time the request itself asks to wait.
@@ -204,6 +204,7 @@ impl Client {
             .connect_timeout(Duration::from_secs(5))
             // A redirect would carry the token to wherever it points.
             .redirect(reqwest::redirect::Policy::none())
+            .tls_certs_merge(authorities(target.ca_certificate.as_deref())?)
             .build()
             .context("cannot set up the HTTP client")?;
         Ok(Self { http, base: target.url, token: target.token, project: None })
@@ -299,6 +300,18 @@ impl Client {
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
         ClientError::Unreachable { url: self.base.to_string(), source: source.without_url() }
     }
+}
+
+/// The certificates in a PEM file; none without one.
+fn authorities(file: Option<&Path>) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let Some(file) = file else { return Ok(Vec::new()) };
+    let wrong = |why: &dyn std::fmt::Display| Usage(format!("the CA certificate {}: {why}", file.display()));
+    let pem = std::fs::read(file).map_err(|error| wrong(&error))?;
+    let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(&error))?;
+    if found.is_empty() {
+        return Err(wrong(&"there is no certificate in it").into());
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -26,16 +26,21 @@ use anyhow::Context as _;
 use jobgate_shared::domain::{JobId, Project};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 const SERVER_HELP: &str = "The gateway's address [env: JOBGATE_SERVER] \
     [default: the one that runs over the data directory, or http://127.0.0.1:7070]";
+
+const CA_HELP: &str = "PEM file of authorities to trust beside this host's own, for https \
+    [env: JOBGATE_CA_CERTIFICATE]";
 
 /// How every client command reaches its gateway and shows what it hears.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Connection {
     #[arg(long, value_name = "URL", help = SERVER_HELP)]
     server: Option<String>,
+    #[arg(long, value_name = "FILE", help = CA_HELP)]
+    ca_certificate: Option<PathBuf>,
     /// Act on this project only; for a token that opens several
     #[arg(long, value_name = "PROJECT")]
     project: Option<Project>,
@@ -53,7 +58,7 @@ pub(crate) struct Session {
 impl Connection {
     /// Sets a session up; nothing is sent yet.
     pub(crate) fn open(&self, config: &Config) -> anyhow::Result<Session> {
-        let target = Target::find(self.server.as_deref(), config)?;
+        let target = Target::find(self.server.as_deref(), config)?.trusting(self.ca_certificate.clone());
         let client = Client::new(target)?.for_project(self.project.clone());
         Ok(Session { client, output: Output::stdout(self.output) })
     }

@@ -26,7 +26,7 @@ enum Action {
         /// What it allows; can be given several times
         #[arg(long, required = true, value_enum)]
         role: Vec<Role>,
-        /// The project it opens, `*` for every one [default: your own]
+        /// The project it opens, `*` for every one [default: your own; to be given if yours opens every one]
         #[arg(long)]
         opens: Option<String>,
         /// When it ends: a time, or how long from now

@@ -7,7 +7,7 @@ use super::{Config, ConfigError};
 use std::{collections::BTreeMap, str::FromStr};
 
 /// Every variable that means something, and what.
-pub(crate) const VARIABLES: [(&str, &str); 13] = [
+pub(crate) const VARIABLES: [(&str, &str); 14] = [
     ("JOBGATE_CONFIG", "path of the configuration file, as `--config`"),
     ("JOBGATE_DATA_DIR", "`data_dir`"),
     ("JOBGATE_DATABASE_URL", "`store.url`"),
@@ -20,6 +20,7 @@ pub(crate) const VARIABLES: [(&str, &str); 13] = [
     ("JOBGATE_LOG", "`telemetry.log`"),
     ("JOBGATE_LOG_FORMAT", "`telemetry.log_format`"),
     ("JOBGATE_SERVER", "`client.server`: the gateway client commands talk to"),
+    ("JOBGATE_CA_CERTIFICATE", "`client.ca_certificate`: authorities client commands trust"),
     ("JOBGATE_TOKEN", "the token client commands show"),
 ];
 
@@ -104,6 +105,7 @@ impl Environment {
         put(&mut config.telemetry.log, text("JOBGATE_LOG"));
         put(&mut config.telemetry.log_format, self.parse("JOBGATE_LOG_FORMAT")?);
         put(&mut config.client.server, text("JOBGATE_SERVER").map(Some));
+        put(&mut config.client.ca_certificate, text("JOBGATE_CA_CERTIFICATE").map(|file| Some(file.into())));
         put(&mut config.client.token, text("JOBGATE_TOKEN").map(|token| Some(token.into())));
         Ok(())
     }

@@ -221,6 +221,8 @@ pub(crate) struct ClientSection {
     pub(crate) server: Option<String>,
     /// File with the token to show; `<data_dir>/token` when absent.
     pub(crate) token_file: Option<PathBuf>,
+    /// PEM file of authorities to trust beside this host's own.
+    pub(crate) ca_certificate: Option<PathBuf>,
     /// The token, from the environment only: a file that is passed around should hold none.
     #[serde(skip)]
     pub(crate) token: Option<Secret>,
