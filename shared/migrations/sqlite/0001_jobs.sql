@@ -1,31 +1,50 @@
--- The embedded store. One process writes, through one connection, so ordinary indexes cost little and counts can be kept in place.
+-- The embedded store. One process writes, through one connection, so counts can be kept in place.
 -- Ids are 16 bytes; times are microseconds since 1970; documents are JSON.
 
+-- What was asked for. Written once, and by hand (labels, priority, outputs, progress).
 CREATE TABLE jobs (
     id            BLOB PRIMARY KEY,      -- UUIDv7: newest last
     project       TEXT    NOT NULL,
     name          TEXT    NOT NULL,
     cluster       TEXT    NOT NULL,
-    priority      INTEGER NOT NULL,      -- -100 to 100, higher first
     labels        TEXT    NOT NULL,      -- JSON list of strings
     created_at    INTEGER NOT NULL,
-    asked         TEXT    NOT NULL,      -- the job as accepted and patched; its life is the column of that name
-    -- The part that changes. `life` is the truth; the columns after it repeat what is searched for.
-    life          TEXT    NOT NULL,
+    asked         TEXT    NOT NULL       -- the job as accepted and patched; its life and priority are in job_state
+);
+CREATE INDEX jobs_by_project ON jobs (project, id);
+
+-- What changes, with what deciding about it takes: narrow, so that a change writes little.
+CREATE TABLE job_state (
+    job           BLOB PRIMARY KEY,
+    project       TEXT    NOT NULL,
+    cluster       TEXT    NOT NULL,
+    priority      INTEGER NOT NULL,      -- -100 to 100, higher first
+    max_attempts  INTEGER NOT NULL,
+    retry         TEXT    NOT NULL,      -- JSON
+    life          TEXT    NOT NULL,      -- JSON, the truth; the columns after it repeat what is searched for
     version       INTEGER NOT NULL DEFAULT 0,
     state         INTEGER NOT NULL,      -- 0 HELD, 1 INITIALIZED, 2 CLAIMED, 3 PENDING, 4 RUNNING, 5 FINISHED, 6 FAILED, 7 CANCELED, 8 TIMED_OUT, 9 LOST
-    due_at        INTEGER NOT NULL,
     owner         BLOB,
     cancel        INTEGER NOT NULL,      -- a cancel was asked for and is not carried out
     finished_at   INTEGER,
-    hinted_until  INTEGER                -- a hint for it is outstanding until then
+    hinted_until  INTEGER                -- stranded, and a hint for it is outstanding until then
 ) WITHOUT ROWID;
 
-CREATE INDEX jobs_by_project ON jobs (project, id);
-CREATE INDEX jobs_by_state   ON jobs (state, id) WHERE state <> 5;
-CREATE INDEX jobs_waiting    ON jobs (cluster, priority DESC, due_at, id) WHERE state = 1;
-CREATE INDEX jobs_owned      ON jobs (owner) WHERE state IN (2, 3, 4);
-CREATE INDEX jobs_ended      ON jobs (finished_at, id) WHERE state >= 5;
+CREATE INDEX job_state_owned ON job_state (owner) WHERE state IN (2, 3, 4);
+CREATE INDEX job_state_ended ON job_state (finished_at, job) WHERE state >= 5;
+CREATE INDEX job_state_other ON job_state (state, job) WHERE state > 5;
+
+-- One row for each job that is INITIALIZED, gone when it is claimed.
+CREATE TABLE waiting (
+    job           BLOB PRIMARY KEY,
+    cluster       TEXT    NOT NULL,
+    priority      INTEGER NOT NULL,
+    due_at        INTEGER NOT NULL,
+    suspect       INTEGER NOT NULL,      -- it may be what kills workers: hint it alone
+    hinted_until  INTEGER                -- a hint for it is outstanding until then
+) WITHOUT ROWID;
+CREATE INDEX waiting_in_order ON waiting (cluster, priority, due_at, job);
+CREATE INDEX waiting_hinted   ON waiting (cluster, hinted_until) WHERE hinted_until IS NOT NULL;
 
 -- Changes off the happy path; the rest of a history is derived from the life's times.
 CREATE TABLE deviations (

@@ -2,7 +2,10 @@
 
 use super::{
     SqliteStore,
-    rows::{Counts, JOB, Rows, hex, id, job, list, micros, read, tell, write},
+    rows::{
+        Counts, ENTER_QUEUE, JOB, JOBS, LISTED_JOBS, Rows, execute, hex, id, job, list, micros,
+        queue_columns, read, tell, write,
+    },
     writer::{Transaction, fault},
 };
 use crate::{
@@ -33,7 +36,7 @@ impl SqliteStore {
 
     pub(super) async fn page(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
         let mut query = QueryBuilder::<Sqlite>::new("-- list_jobs\nSELECT ");
-        query.push(JOB).push(", jobs.id FROM jobs WHERE true");
+        query.push(JOB).push(" FROM ").push(JOBS).push(" WHERE true");
         restrict(&mut query, scope, filter);
         if let Some(after) = page.after {
             query.push(" AND jobs.id < ").push_bind(after.0);
@@ -112,16 +115,7 @@ impl SqliteStore {
                 patch.apply(&mut job);
                 counts.add_job(&job, 1);
                 counts.save(connection).await?;
-                sqlx::query(
-                    "-- patch_job\nUPDATE jobs SET asked = ?2, labels = ?3, priority = ?4 WHERE id = ?1",
-                )
-                .bind(id.0)
-                .bind(write(&job)?)
-                .bind(write(&job.labels)?)
-                .bind(job.priority)
-                .execute(connection)
-                .await
-                .map_err(|e| fault(e, "change a job"))?;
+                change(connection, &job).await?;
                 Ok(Some(job))
             })
         });
@@ -148,32 +142,30 @@ impl SqliteStore {
     pub(super) async fn ended_before(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>> {
         let rows = sqlx::query(
             "-- retirable
-            SELECT id FROM jobs WHERE state >= 5 AND finished_at < ?1 ORDER BY finished_at, id LIMIT ?2",
+            SELECT job FROM job_state WHERE state >= 5 AND finished_at < ?1 ORDER BY finished_at, job LIMIT ?2",
         )
         .bind(micros(before))
         .bind(limit)
         .fetch_all(&self.readers)
         .await
         .map_err(|e| fault(e, "find old jobs"))?;
-        rows.iter().map(|row| id(row, "id").map(JobId)).collect()
+        rows.iter().map(|row| id(row, "job").map(JobId)).collect()
     }
 
     pub(super) async fn retire_jobs(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64> {
         let wanted = list(jobs.iter().map(|job| job.0));
         let retired = self.writer.run(move |Transaction { connection, .. }| {
             Box::pin(async move {
-                let rows = sqlx::query(
-                    "-- old_jobs
-                    SELECT jobs.asked, jobs.life, jobs.priority
-                      FROM json_each(?1) wanted CROSS JOIN jobs ON jobs.id = unhex(wanted.value)
-                     WHERE jobs.state >= 5 AND jobs.finished_at < ?2",
-                )
-                .bind(wanted)
-                .bind(micros(before))
-                .fetch_all(&mut *connection)
-                .await
-                .map_err(|e| fault(e, "retire jobs"))?;
-                let old = rows.iter().map(job).collect::<StoreResult<Vec<_>>>()?;
+                let rows = sqlx::query(LISTED_JOBS)
+                    .bind(wanted)
+                    .fetch_all(&mut *connection)
+                    .await
+                    .map_err(|e| fault(e, "retire jobs"))?;
+                let mut old = rows.iter().map(job).collect::<StoreResult<Vec<_>>>()?;
+                let ended = |job: &Job| {
+                    job.life.state.is_terminal() && job.life.finished_at.is_some_and(|at| at < before)
+                };
+                old.retain(ended);
                 forget(connection, &old).await?;
                 forget_feed(connection, before).await?;
                 Ok(old.len() as u64)
@@ -181,6 +173,30 @@ impl SqliteStore {
         });
         retired.await
     }
+}
+
+/// Writes what was changed by hand.
+async fn change(connection: &mut SqliteConnection, job: &Job) -> StoreResult<()> {
+    const OPERATION: &str = "change a job";
+    sqlx::query("-- patch_job\nUPDATE jobs SET asked = ?2, labels = ?3 WHERE id = ?1")
+        .bind(job.id.0)
+        .bind(write(job)?)
+        .bind(write(&job.labels)?)
+        .execute(&mut *connection)
+        .await
+        .map_err(|e| fault(e, OPERATION))?;
+    for statement in [
+        "-- patch_state\nUPDATE job_state SET priority = ?2 WHERE job = ?1 AND priority <> ?2",
+        "-- patch_queue\nUPDATE waiting SET priority = ?2 WHERE job = ?1 AND priority <> ?2",
+    ] {
+        sqlx::query(statement)
+            .bind(job.id.0)
+            .bind(job.priority)
+            .execute(&mut *connection)
+            .await
+            .map_err(|e| fault(e, OPERATION))?;
+    }
+    Ok(())
 }
 
 async fn insert(
@@ -192,8 +208,8 @@ async fn insert(
     let connection = &mut transaction.connection;
     let mut outcomes = Vec::with_capacity(jobs.len());
     let mut fresh: HashMap<JobId, Job> = HashMap::new();
-    let (mut rows, mut keys, mut told, mut counts) =
-        (Vec::new(), HashMap::new(), Vec::new(), Counts::default());
+    let (mut bodies, mut states, mut queue) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut keys, mut told, mut counts) = (HashMap::new(), Vec::new(), Counts::default());
     let known = known_ids(connection, &jobs).await?;
     for new in &jobs {
         if let Some(existing) = existing(connection, new, &known, &keys, &fresh).await? {
@@ -203,12 +219,28 @@ async fn insert(
         let job = new.accepted(now);
         let hintable = job.life.state == JobState::Initialized && job.life.due_at <= now;
         let hinted_until = hinted.filter(|_| hintable).map(|hint| micros(now + hint));
-        rows.push(json!({
-            "id": hex(job.id.0), "project": job.project, "name": job.name, "cluster": job.cluster,
-            "priority": job.priority, "labels": write(&job.labels)?, "created_at": micros(job.created_at),
-            "asked": write(&job)?, "life": write(&job.life)?, "state": job.life.state.code(),
-            "due_at": micros(job.life.due_at), "hinted_until": hinted_until,
-        }));
+        bodies.push(json!([
+            hex(job.id.0),
+            job.project,
+            job.name,
+            job.cluster,
+            write(&job.labels)?,
+            micros(job.created_at),
+            write(&job)?
+        ]));
+        states.push(json!([
+            hex(job.id.0),
+            job.project,
+            job.cluster,
+            job.priority,
+            job.max_attempts,
+            write(&job.retry)?,
+            write(&job.life)?,
+            job.life.state.code()
+        ]));
+        if job.life.state == JobState::Initialized {
+            queue.push(queue_columns(job.id, &job.cluster, job.priority, &job.life, hinted_until));
+        }
         if let Some(key) = &new.idempotency {
             keys.insert((new.project.clone(), key.key.clone()), (key.body, new.id));
         }
@@ -218,21 +250,12 @@ async fn insert(
         outcomes.push(Inserted::Created(Box::new(job.clone())));
         fresh.insert(job.id, job);
     }
-    if rows.is_empty() {
+    if bodies.is_empty() {
         return Ok(outcomes);
     }
-    sqlx::query(
-        "-- insert_jobs
-        INSERT INTO jobs (id, project, name, cluster, priority, labels, created_at, asked, life, state, due_at, cancel, hinted_until)
-        SELECT unhex(value ->> 'id'), value ->> 'project', value ->> 'name', value ->> 'cluster', value ->> 'priority',
-               value ->> 'labels', value ->> 'created_at', value ->> 'asked', value ->> 'life', value ->> 'state',
-               value ->> 'due_at', 0, value ->> 'hinted_until'
-          FROM json_each(?1)",
-    )
-    .bind(Value::from(rows).to_string())
-    .execute(&mut *connection)
-    .await
-    .map_err(|e| fault(e, "insert jobs"))?;
+    for (statement, rows) in [(INSERT_BODIES, bodies), (INSERT_STATES, states), (ENTER_QUEUE, queue)] {
+        execute(connection, statement, rows).await?;
+    }
     for ((project, key), (body, job)) in keys {
         sqlx::query(
             "-- insert_key\nINSERT INTO idempotency_keys (project, key, body, job) VALUES (?1, ?2, ?3, ?4)",
@@ -249,6 +272,16 @@ async fn insert(
     tell(connection, now, &told).await?;
     Ok(outcomes)
 }
+
+const INSERT_BODIES: &str = "-- insert_jobs
+    INSERT INTO jobs (id, project, name, cluster, labels, created_at, asked)
+    SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
+      FROM json_each(?1)";
+
+const INSERT_STATES: &str = "-- insert_states
+    INSERT INTO job_state (job, project, cluster, priority, max_attempts, retry, life, state, cancel)
+    SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, 0
+      FROM json_each(?1)";
 
 /// Which of these ids are taken: a replay after an unknown commit.
 async fn known_ids(connection: &mut SqliteConnection, jobs: &[NewJob]) -> StoreResult<Vec<JobId>> {
@@ -313,8 +346,12 @@ async fn key_holder(
     row.map(|row| Ok((row.get("body"), JobId(id(&row, "job")?)))).transpose()
 }
 
+const GET_JOB: &str = "-- get_job
+    SELECT jobs.asked, job_state.life, job_state.priority
+      FROM jobs CROSS JOIN job_state ON job_state.job = jobs.id WHERE jobs.id = ?1";
+
 async fn find(readers: &SqlitePool, scope: &Scope, wanted: JobId) -> StoreResult<Option<Job>> {
-    let row = sqlx::query("-- get_job\nSELECT asked, life, priority FROM jobs WHERE id = ?1")
+    let row = sqlx::query(GET_JOB)
         .bind(wanted.0)
         .fetch_optional(readers)
         .await
@@ -323,7 +360,7 @@ async fn find(readers: &SqlitePool, scope: &Scope, wanted: JobId) -> StoreResult
 }
 
 async fn find_here(connection: &mut SqliteConnection, wanted: JobId) -> StoreResult<Option<Job>> {
-    let row = sqlx::query("-- get_job\nSELECT asked, life, priority FROM jobs WHERE id = ?1")
+    let row = sqlx::query(GET_JOB)
         .bind(wanted.0)
         .fetch_optional(connection)
         .await
@@ -338,7 +375,7 @@ fn restrict(query: &mut QueryBuilder<Sqlite>, scope: &Scope, filter: &Filter) {
     if !filter.states.is_empty() {
         let codes: Value = filter.states.iter().map(|state| state.code()).collect();
         query
-            .push(" AND jobs.state IN (SELECT value FROM json_each(")
+            .push(" AND job_state.state IN (SELECT value FROM json_each(")
             .push_bind(codes.to_string())
             .push("))");
     }
@@ -373,6 +410,7 @@ async fn forget(connection: &mut SqliteConnection, jobs: &[Job]) -> StoreResult<
     for statement in [
         "-- forget_keys\nDELETE FROM idempotency_keys WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
         "-- forget_deviations\nDELETE FROM deviations WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
+        "-- forget_states\nDELETE FROM job_state WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
         "-- forget_jobs\nDELETE FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
     ] {
         sqlx::query(statement)

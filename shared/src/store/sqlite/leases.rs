@@ -2,7 +2,7 @@
 
 use super::{
     SqliteStore,
-    rows::{Rows, id, job, list, micros, read, time, write},
+    rows::{LISTED_JOBS, Rows, id, job, list, micros, read, time, write},
     writer::{Transaction, fault},
 };
 use crate::{
@@ -173,15 +173,11 @@ impl SqliteStore {
     }
 
     pub(super) async fn judge_leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
-        let rows = sqlx::query(
-            "-- leftovers
-            SELECT jobs.asked, jobs.life, jobs.priority
-              FROM json_each(?1) wanted CROSS JOIN jobs ON jobs.id = unhex(wanted.value)",
-        )
-        .bind(list(found.iter().map(|(job, ..)| job.0)))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|e| fault(e, "judge leftovers"))?;
+        let rows = sqlx::query(LISTED_JOBS)
+            .bind(list(found.iter().map(|(job, ..)| job.0)))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|e| fault(e, "judge leftovers"))?;
         let known = rows.iter().map(job).collect::<StoreResult<Vec<Job>>>()?;
         let lives: HashMap<JobId, _> = known.into_iter().map(|job| (job.id, job.life)).collect();
         let live = |job: &JobId, attempt: u32, submission: &str| {
@@ -200,7 +196,7 @@ impl SqliteStore {
         let rows = sqlx::query(
             "-- workers
             SELECT told, expires_at FROM workers
-             WHERE expires_at > ?1 OR EXISTS (SELECT 1 FROM jobs WHERE owner = workers.id AND state IN (2, 3, 4))",
+             WHERE expires_at > ?1 OR EXISTS (SELECT 1 FROM job_state WHERE owner = workers.id AND state IN (2, 3, 4))",
         )
         .bind(micros(now - MOURNED_FOR))
         .fetch_all(&self.readers)
@@ -221,15 +217,11 @@ async fn jobs_now(
     jobs: impl Iterator<Item = JobId>,
 ) -> StoreResult<HashMap<JobId, Job>> {
     let wanted = list(jobs.map(|job| job.0));
-    let rows = sqlx::query(
-        "-- jobs_now
-        SELECT jobs.asked, jobs.life, jobs.priority
-          FROM json_each(?1) wanted CROSS JOIN jobs ON jobs.id = unhex(wanted.value)",
-    )
-    .bind(wanted)
-    .fetch_all(&mut transaction.connection)
-    .await
-    .map_err(|e| fault(e, "read jobs"))?;
+    let rows = sqlx::query(LISTED_JOBS)
+        .bind(wanted)
+        .fetch_all(&mut transaction.connection)
+        .await
+        .map_err(|e| fault(e, "read jobs"))?;
     let known = rows.iter().map(job).collect::<StoreResult<Vec<Job>>>()?;
     Ok(known.into_iter().map(|job| (job.id, job)).collect())
 }
@@ -259,13 +251,14 @@ async fn beat(transaction: &mut Transaction, worker: WorkerId, pulse: Pulse) -> 
         .execute(&mut *connection)
         .await
         .map_err(|e| fault(e, OPERATION))?;
-    let rows =
-        sqlx::query("-- cancels\nSELECT id FROM jobs WHERE owner = ?1 AND state IN (2, 3, 4) AND cancel")
-            .bind(worker.0)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(|e| fault(e, OPERATION))?;
-    let cancel = rows.iter().map(|row| id(row, "id").map(JobId)).collect::<StoreResult<_>>()?;
+    let rows = sqlx::query(
+        "-- cancels\nSELECT job FROM job_state WHERE owner = ?1 AND state IN (2, 3, 4) AND cancel",
+    )
+    .bind(worker.0)
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(|e| fault(e, OPERATION))?;
+    let cancel = rows.iter().map(|row| id(row, "job").map(JobId)).collect::<StoreResult<_>>()?;
     let known = jobs_now(transaction, pulse.unsettled.iter().map(|(job, ..)| *job)).await?;
     let (mut settled, mut lost) = (Vec::new(), Vec::new());
     for (job, attempt, epoch) in &pulse.unsettled {

@@ -2,25 +2,22 @@
 
 use super::{
     SqliteStore,
-    rows::{id, job, list, micros, read, state, time},
+    rows::{id, is_suspect, list, micros, read, state, time},
     writer::{Transaction, fault},
 };
 use crate::{
-    domain::{ClusterName, Job, JobId, Life, Project, SUSPECT_AFTER, WorkerId},
+    domain::{ClusterName, JobId, Life, Project, WorkerId},
     store::{
         Changes, Depth, Due, FeedCursor, Hinted, JobChange, Oldest, StoreError, StoreResult, Stranded,
         StrandedJob,
     },
 };
+use chrono::{DateTime, Utc};
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 use std::{collections::BTreeMap, time::Duration};
 
 /// How long a dead worker that holds nothing is still known.
 const MOURNED_FOR: Duration = Duration::from_hours(1);
-
-fn is_suspect(life: &Life) -> bool {
-    life.submission.is_none() && life.fruitless_claims >= SUSPECT_AFTER
-}
 
 fn cluster(row: &SqliteRow) -> StoreResult<ClusterName> {
     row.get::<String, _>("cluster").try_into().map_err(bad_name)
@@ -30,15 +27,21 @@ fn bad_name(source: crate::domain::NameError) -> StoreError {
     StoreError::Refused { operation: "read a name", source: source.into() }
 }
 
+/// Notes how long hints are good, for waiting and for stranded jobs.
 async fn hint(connection: &mut SqliteConnection, jobs: &[JobId], until: Option<i64>) -> StoreResult<()> {
-    sqlx::query(
-        "-- hint\nUPDATE jobs SET hinted_until = ?2 WHERE id IN (SELECT unhex(value) FROM json_each(?1))",
-    )
-    .bind(list(jobs.iter().map(|job| job.0)))
-    .bind(until)
-    .execute(connection)
-    .await
-    .map_err(|e| fault(e, "hint jobs"))?;
+    for statement in [
+        "-- hint_waiting\nUPDATE waiting SET hinted_until = ?2 WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
+        "-- hint_stranded
+        UPDATE job_state SET hinted_until = ?2
+         WHERE job IN (SELECT unhex(value) FROM json_each(?1)) AND state IN (2, 3, 4)",
+    ] {
+        sqlx::query(statement)
+            .bind(list(jobs.iter().map(|job| job.0)))
+            .bind(until)
+            .execute(&mut *connection)
+            .await
+            .map_err(|e| fault(e, "hint jobs"))?;
+    }
     Ok(())
 }
 
@@ -69,8 +72,11 @@ impl SqliteStore {
     pub(super) async fn oldest_due(&self) -> StoreResult<Vec<Oldest>> {
         let rows = sqlx::query(
             "-- oldest
-            SELECT cluster, priority, min(due_at) AS due_at FROM jobs WHERE state = 1 AND due_at <= ?1
-             GROUP BY cluster, priority",
+            SELECT cluster, priority, due_at
+              FROM (SELECT q.cluster, q.priority,
+                           (SELECT min(w.due_at) FROM waiting w WHERE w.cluster = q.cluster AND w.priority = q.priority) AS due_at
+                      FROM (SELECT DISTINCT cluster, priority FROM counts WHERE state = 1 AND jobs > 0) q)
+             WHERE due_at <= ?1",
         )
         .bind(micros(self.clock.now()))
         .fetch_all(&self.readers)
@@ -89,8 +95,15 @@ impl SqliteStore {
     pub(super) async fn hinted(&self) -> StoreResult<Vec<Hinted>> {
         let rows = sqlx::query(
             "-- outstanding
-            SELECT cluster, sum(ifnull(hinted_until > ?1, 0)) AS outstanding, sum(ifnull(hinted_until <= ?1, 0)) AS expired
-              FROM jobs WHERE state = 1 AND due_at <= ?1 GROUP BY cluster",
+            SELECT c.cluster,
+                   (SELECT count(*) FROM waiting w
+                     WHERE w.cluster = c.cluster AND w.hinted_until > ?1 AND w.due_at <= ?1) AS outstanding,
+                   (SELECT count(*) FROM waiting w
+                     WHERE w.cluster = c.cluster AND w.hinted_until <= ?1 AND w.due_at <= ?1) AS expired
+              FROM (SELECT DISTINCT q.cluster FROM counts q
+                     WHERE q.state = 1 AND q.jobs > 0
+                       AND EXISTS (SELECT 1 FROM waiting w
+                                    WHERE w.cluster = q.cluster AND w.priority = q.priority AND w.due_at <= ?1)) c",
         )
         .bind(micros(self.clock.now()))
         .fetch_all(&self.readers)
@@ -117,33 +130,16 @@ impl SqliteStore {
         let cluster = cluster.to_string();
         let due = self.writer.run(move |Transaction { connection, now }| {
             Box::pin(async move {
-                let now = *now;
-                let rows = sqlx::query(
-                    "-- due
-                    SELECT id, life, hinted_until, due_at FROM jobs
-                     WHERE state = 1 AND cluster = ?1 AND due_at <= ?2 AND ifnull(hinted_until <= ?3, 1)
-                     ORDER BY priority DESC, due_at, id LIMIT ?4",
-                )
-                .bind(cluster)
-                .bind(micros(now))
-                .bind(micros(now - again_after))
-                .bind(limit)
-                .fetch_all(&mut *connection)
-                .await
-                .map_err(|e| fault(e, "find due jobs"))?;
-                let due = |row: &SqliteRow| {
-                    let life: Life = read(&row.get::<String, _>("life"))?;
-                    Ok(Due {
-                        job: JobId(id(row, "id")?),
-                        suspect: is_suspect(&life),
-                        again: row.get::<Option<i64>, _>("hinted_until").is_some(),
-                        waited: (now - life.due_at).to_std().unwrap_or_default(),
-                    })
-                };
-                let due = rows.iter().map(due).collect::<StoreResult<Vec<_>>>()?;
+                let again = *now - again_after;
+                let mut due = Vec::new();
+                // One priority after the other: within one, the index has them in order, those due first.
+                for priority in waiting_priorities(connection, &cluster).await? {
+                    let more = limit.saturating_sub(u32::try_from(due.len()).unwrap_or(u32::MAX));
+                    due.extend(due_at_priority(connection, &cluster, priority, *now, again, more).await?);
+                }
                 let jobs: Vec<JobId> = due.iter().map(|due| due.job).collect();
                 if !jobs.is_empty() {
-                    hint(connection, &jobs, Some(micros(now + hint_for))).await?;
+                    hint(connection, &jobs, Some(micros(*now + hint_for))).await?;
                 }
                 Ok(due)
             })
@@ -172,10 +168,10 @@ impl SqliteStore {
                 let now = *now;
                 let rows = sqlx::query(
                     "-- stranded
-                    SELECT asked, life, priority FROM jobs
+                    SELECT job, cluster, life FROM job_state
                      WHERE state IN (2, 3, 4) AND owner IN (SELECT unhex(value) FROM json_each(?1))
                        AND ifnull(hinted_until <= ?2, 1)
-                     ORDER BY id LIMIT ?3",
+                     ORDER BY job LIMIT ?3",
                 )
                 .bind(owners)
                 .bind(micros(now))
@@ -183,8 +179,8 @@ impl SqliteStore {
                 .fetch_all(&mut *connection)
                 .await
                 .map_err(|e| fault(e, "find stranded jobs"))?;
-                let found = rows.iter().map(job).collect::<StoreResult<Vec<Job>>>()?;
-                let jobs: Vec<JobId> = found.iter().map(|job| job.id).collect();
+                let found = rows.iter().map(stranded_job).collect::<StoreResult<Vec<_>>>()?;
+                let jobs: Vec<JobId> = found.iter().map(|(job, ..)| *job).collect();
                 if !jobs.is_empty() {
                     hint(connection, &jobs, Some(micros(now + hint_for))).await?;
                 }
@@ -246,10 +242,60 @@ fn cursor(row: &SqliteRow) -> FeedCursor {
     FeedCursor { batch: row.get("batch"), index: length }
 }
 
+/// The priorities that jobs of a cluster wait at, most urgent first.
+async fn waiting_priorities(connection: &mut SqliteConnection, cluster: &str) -> StoreResult<Vec<i16>> {
+    let rows = sqlx::query(
+        "-- waiting_priorities
+        SELECT DISTINCT priority FROM counts WHERE state = 1 AND jobs > 0 AND cluster = ?1 ORDER BY priority DESC",
+    )
+    .bind(cluster.to_owned())
+    .fetch_all(connection)
+    .await
+    .map_err(|e| fault(e, "find due jobs"))?;
+    rows.iter().map(super::rows::priority).collect()
+}
+
+async fn due_at_priority(
+    connection: &mut SqliteConnection,
+    cluster: &str,
+    priority: i16,
+    now: DateTime<Utc>,
+    again: DateTime<Utc>,
+    limit: u32,
+) -> StoreResult<Vec<Due>> {
+    let rows = sqlx::query(
+        "-- due
+        SELECT job, suspect, hinted_until, due_at FROM waiting
+         WHERE cluster = ?1 AND priority = ?2 AND due_at <= ?3 AND ifnull(hinted_until <= ?4, 1)
+         ORDER BY due_at, job LIMIT ?5",
+    )
+    .bind(cluster.to_owned())
+    .bind(priority)
+    .bind(micros(now))
+    .bind(micros(again))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(|e| fault(e, "find due jobs"))?;
+    let due = |row: &SqliteRow| {
+        Ok(Due {
+            job: JobId(id(row, "job")?),
+            suspect: row.get("suspect"),
+            again: row.get::<Option<i64>, _>("hinted_until").is_some(),
+            waited: (now - time(row.get("due_at"))).to_std().unwrap_or_default(),
+        })
+    };
+    rows.iter().map(due).collect()
+}
+
+fn stranded_job(row: &SqliteRow) -> StoreResult<(JobId, ClusterName, Life)> {
+    Ok((JobId(id(row, "job")?), cluster(row)?, read(&row.get::<String, _>("life"))?))
+}
+
 /// By cluster, reach and owner: what one hint can be about.
-fn grouped(found: Vec<Job>) -> Vec<Stranded> {
+fn grouped(found: Vec<(JobId, ClusterName, Life)>) -> Vec<Stranded> {
     let mut groups: BTreeMap<_, Vec<StrandedJob>> = BTreeMap::new();
-    for Job { id, cluster, life, .. } in found {
+    for (id, cluster, life) in found {
         let reach = life.submission.as_ref().and_then(|submission| submission.reach.clone());
         let owner = life.owner.unwrap_or(WorkerId::NOBODY);
         let job = StrandedJob { job: id, suspect: is_suspect(&life) };
@@ -265,7 +311,7 @@ async fn forget_the_dead(connection: &mut SqliteConnection, dead: String, before
         "-- forget_the_dead
         DELETE FROM workers
          WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND expires_at <= ?2
-           AND NOT EXISTS (SELECT 1 FROM jobs WHERE owner = workers.id AND state IN (2, 3, 4))",
+           AND NOT EXISTS (SELECT 1 FROM job_state WHERE owner = workers.id AND state IN (2, 3, 4))",
     )
     .bind(dead)
     .bind(before)

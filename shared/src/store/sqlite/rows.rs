@@ -3,7 +3,7 @@
 
 use super::writer::{Transaction, fault};
 use crate::{
-    domain::{Change, Job, JobId, JobState, Life, Standing, WorkerId},
+    domain::{Change, ClusterName, Job, JobId, JobState, Life, NameError, SUSPECT_AFTER, Standing, WorkerId},
     store::{
         JobChange, StoreError, StoreResult,
         kernel::{Ledger, Move, Purpose, Row},
@@ -51,8 +51,17 @@ pub(super) fn id(row: &SqliteRow, column: &str) -> StoreResult<Uuid> {
     row.try_get(column).map_err(|e| fault(e, "read an id"))
 }
 
-/// The columns [`job`] reads.
-pub(super) const JOB: &str = "jobs.asked, jobs.life, jobs.priority";
+/// The columns [`job`] reads, from [`JOBS`].
+pub(super) const JOB: &str = "jobs.asked, job_state.life, job_state.priority";
+/// Whole jobs. CROSS JOIN keeps the order of the tables: there is no plan worth more than one look-up each.
+pub(super) const JOBS: &str = "jobs CROSS JOIN job_state ON job_state.job = jobs.id";
+
+/// The whole jobs of a list of ids, as a statement with the list as its parameter.
+pub(super) const LISTED_JOBS: &str = "-- listed_jobs
+    SELECT jobs.asked, job_state.life, job_state.priority
+      FROM json_each(?1) wanted
+           CROSS JOIN jobs ON jobs.id = unhex(wanted.value)
+           CROSS JOIN job_state ON job_state.job = jobs.id";
 
 /// A whole job from [`JOB`].
 pub(super) fn job(row: &SqliteRow) -> StoreResult<Job> {
@@ -85,11 +94,11 @@ impl Ledger for Rows<'_> {
         let Transaction { connection, now } = &mut *self.transaction;
         let rows = sqlx::query(
             "-- load_jobs
-            SELECT jobs.asked, jobs.life, jobs.priority, jobs.version,
+            SELECT s.job, s.project, s.cluster, s.priority, s.max_attempts, s.retry, s.life, s.version,
                    EXISTS (SELECT 1 FROM workers WHERE workers.id = ?2 AND workers.expires_at > ?3) AS claimer_alive,
-                   EXISTS (SELECT 1 FROM workers WHERE workers.id = jobs.owner AND workers.expires_at > ?3) AS owner_alive,
-                   EXISTS (SELECT 1 FROM clusters WHERE clusters.name = jobs.cluster AND clusters.paused) AS paused
-              FROM json_each(?1) wanted CROSS JOIN jobs ON jobs.id = unhex(wanted.value)",
+                   EXISTS (SELECT 1 FROM workers WHERE workers.id = s.owner AND workers.expires_at > ?3) AS owner_alive,
+                   EXISTS (SELECT 1 FROM clusters WHERE clusters.name = s.cluster AND clusters.paused) AS paused
+              FROM json_each(?1) wanted CROSS JOIN job_state s ON s.job = unhex(wanted.value)",
         )
         .bind(list(jobs.iter().map(|job| job.0)))
         .bind(self.claimer.map(|worker| worker.0))
@@ -97,36 +106,23 @@ impl Ledger for Rows<'_> {
         .fetch_all(&mut *connection)
         .await
         .map_err(|e| fault(e, "load jobs"))?;
-        let row = |row: &SqliteRow| {
-            let job = job(row)?;
-            let standing = Standing {
-                claimer_alive: row.get("claimer_alive"),
-                owner_alive: row.get("owner_alive"),
-                cluster_paused: row.get("paused"),
-            };
-            Ok(Row {
-                job: job.id,
-                project: job.project,
-                cluster: job.cluster,
-                priority: job.priority,
-                max_attempts: job.max_attempts,
-                retry: job.retry,
-                life: job.life,
-                version: row.get("version"),
-                standing,
-            })
-        };
-        Ok((*now, rows.iter().map(row).collect::<StoreResult<_>>()?))
+        Ok((*now, rows.iter().map(decidable).collect::<StoreResult<_>>()?))
     }
 
     async fn save(&mut self, moves: &[Move]) -> StoreResult<HashSet<JobId>> {
         let Transaction { connection, now } = &mut *self.transaction;
         // Nobody else writes, and the rows were read inside this very transaction: every guard holds.
         let mut lives = Vec::with_capacity(moves.len());
-        let (mut deviations, mut told, mut counts) = (Vec::new(), Vec::new(), Counts::default());
+        let (mut claimed, mut waiting, mut deviations) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut told, mut counts) = (Vec::new(), Counts::default());
         for moved in moves {
             let (before, after) = (&moved.before, &moved.after);
             lives.push(life_columns(before.job, after, moved.keeps_hint())?);
+            if after.state == JobState::Initialized {
+                waiting.push(queue_columns(before.job, &before.cluster, before.priority, after, None));
+            } else if before.life.state == JobState::Initialized {
+                claimed.push(Value::from(hex(before.job.0)));
+            }
             counts.add(before, before.life.state, -1);
             counts.add(before, after.state, 1);
             for change in &moved.changes {
@@ -140,30 +136,40 @@ impl Ledger for Rows<'_> {
                 });
             }
         }
-        sqlx::query(
+        execute(
+            connection,
             "-- save_jobs
-            UPDATE jobs
+            UPDATE job_state
                SET life = moved.value ->> 'life', version = version + 1, state = moved.value ->> 'state',
-                   due_at = moved.value ->> 'due_at', owner = unhex(moved.value ->> 'owner'),
-                   cancel = moved.value ->> 'cancel', finished_at = moved.value ->> 'finished_at',
+                   owner = unhex(moved.value ->> 'owner'), cancel = moved.value ->> 'cancel',
+                   finished_at = moved.value ->> 'finished_at',
                    hinted_until = CASE WHEN moved.value ->> 'hinted' THEN hinted_until END
               FROM json_each(?1) moved
-             WHERE jobs.id = unhex(moved.value ->> 'id')",
+             WHERE job_state.job = unhex(moved.value ->> 'id')",
+            lives,
         )
-        .bind(Value::from(lives).to_string())
-        .execute(&mut *connection)
-        .await
-        .map_err(|e| fault(e, "save jobs"))?;
+        .await?;
+        if !claimed.is_empty() {
+            execute(
+                connection,
+                "-- leave_queue
+                DELETE FROM waiting WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
+                claimed,
+            )
+            .await?;
+        }
+        if !waiting.is_empty() {
+            execute(connection, ENTER_QUEUE, waiting).await?;
+        }
         if !deviations.is_empty() {
-            sqlx::query(
+            execute(
+                connection,
                 "-- save_deviations
                 INSERT INTO deviations (job, what)
                 SELECT unhex(value ->> 0), value ->> 1 FROM json_each(?1) ORDER BY key",
+                deviations,
             )
-            .bind(Value::from(deviations).to_string())
-            .execute(&mut *connection)
-            .await
-            .map_err(|e| fault(e, "save deviations"))?;
+            .await?;
         }
         counts.save(connection).await?;
         tell(connection, *now, &told).await?;
@@ -171,13 +177,68 @@ impl Ledger for Rows<'_> {
     }
 }
 
+/// A row as far as a decision needs it.
+fn decidable(row: &SqliteRow) -> StoreResult<Row> {
+    let text = |column| row.try_get::<String, _>(column).map_err(|e| fault(e, "read a job"));
+    let bad = |source: NameError| StoreError::Refused { operation: "read a name", source: source.into() };
+    Ok(Row {
+        job: JobId(id(row, "job")?),
+        project: text("project")?.try_into().map_err(bad)?,
+        cluster: text("cluster")?.try_into().map_err(bad)?,
+        priority: priority(row)?,
+        max_attempts: row.try_get("max_attempts").map_err(|e| fault(e, "read a job"))?,
+        retry: read(&text("retry")?)?,
+        life: read(&text("life")?)?,
+        version: row.get("version"),
+        standing: Standing {
+            claimer_alive: row.get("claimer_alive"),
+            owner_alive: row.get("owner_alive"),
+            cluster_paused: row.get("paused"),
+        },
+    })
+}
+
+/// Runs a statement whose one parameter is this list.
+pub(super) async fn execute(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    list: Vec<Value>,
+) -> StoreResult<()> {
+    sqlx::query(statement)
+        .bind(Value::from(list).to_string())
+        .execute(connection)
+        .await
+        .map_err(|e| fault(e, "write rows"))?;
+    Ok(())
+}
+
+/// Puts jobs into the queue, or anew where they stand.
+pub(super) const ENTER_QUEUE: &str = "-- enter_queue
+    INSERT OR REPLACE INTO waiting (job, cluster, priority, due_at, suspect, hinted_until)
+    SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5 FROM json_each(?1)";
+
+/// A row of [`ENTER_QUEUE`].
+pub(super) fn queue_columns(
+    job: JobId,
+    cluster: &ClusterName,
+    priority: i16,
+    life: &Life,
+    hinted_until: Option<i64>,
+) -> Value {
+    json!([hex(job.0), cluster, priority, micros(life.due_at), is_suspect(life), hinted_until])
+}
+
+/// It may be what kills workers.
+pub(super) fn is_suspect(life: &Life) -> bool {
+    life.submission.is_none() && life.fruitless_claims >= SUSPECT_AFTER
+}
+
 /// What of a life is searched for, beside the life itself.
-fn life_columns(job: JobId, life: &Life, hinted: bool) -> StoreResult<Value> {
+pub(super) fn life_columns(job: JobId, life: &Life, hinted: bool) -> StoreResult<Value> {
     Ok(json!({
         "id": hex(job.0),
         "life": write(life)?,
         "state": life.state.code(),
-        "due_at": micros(life.due_at),
         "owner": life.owner.map(|worker| hex(worker.0)),
         "cancel": life.cancel_requested,
         "finished_at": life.finished_at.map(micros),
@@ -206,18 +267,19 @@ impl Counts {
         let changed = self.0.into_iter().filter(|(_, jobs)| *jobs != 0);
         let changed = changed
             .map(|((project, cluster, priority, state), n)| json!([project, cluster, priority, state, n]));
-        let changed = changed.collect::<Value>().to_string();
-        sqlx::query(
+        let changed: Vec<Value> = changed.collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        execute(
+            connection,
             "-- save_counts
             INSERT INTO counts (project, cluster, priority, state, jobs)
             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?1) WHERE true
             ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs",
+            changed,
         )
-        .bind(changed)
-        .execute(connection)
         .await
-        .map_err(|e| fault(e, "save counts"))?;
-        Ok(())
     }
 }
 
