@@ -5,6 +5,7 @@
 
 use crate::config::{ConfigError, LogFormat, TelemetrySection};
 use indicatif::MultiProgress;
+use jobgate_shared::broker::rabbitmq;
 use std::{
     io::{self, IsTerminal as _, Write},
     sync::{Mutex, PoisonError},
@@ -14,9 +15,9 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 /// What client commands log when nothing else is asked for: what went wrong.
 pub(crate) const QUIET: &str = "warn";
 
-/// What libraries warn of that is everyday life here: a kept-alive connection that had nothing more to say (hyper), a
-/// message without a queue, which its sender learns from the answer (lapin). A filter that names them beats this.
-const HUSHED: &str = "hyper=error,lapin::returned_messages=error";
+/// Who in the libraries warns of everyday life: of a kept-alive connection that had nothing more to say, of a message
+/// without a queue. Only their errors are logged, unless a filter names them.
+const HUSHED: [&str; 2] = ["hyper", rabbitmq::RETURNED_MESSAGES];
 
 /// Sends this process's log to standard error. Called once.
 pub(crate) fn begin(settings: &TelemetrySection, log: &str) -> Result<(), ConfigError> {
@@ -38,7 +39,8 @@ pub(crate) fn begin(settings: &TelemetrySection, log: &str) -> Result<(), Config
 }
 
 fn filter(log: &str) -> Result<EnvFilter, ConfigError> {
-    EnvFilter::builder().parse(format!("{HUSHED},{log}")).map_err(|error| ConfigError::Impossible {
+    let hushed = HUSHED.map(|target| format!("{target}=error,")).concat();
+    EnvFilter::builder().parse(hushed + log).map_err(|error| ConfigError::Impossible {
         key: "telemetry.log".to_owned(),
         message: format!("{log:?} is neither a level nor a filter: {error}"),
     })
@@ -156,8 +158,8 @@ mod tests {
             let subscriber = tracing_subscriber::registry().with(filter(log).unwrap()).with(layer);
             tracing::subscriber::with_default(subscriber, || {
                 tracing::warn!(target: "hyper::proto::h1::conn", "idle");
-                tracing::warn!(target: "lapin::returned_messages", "returned");
-                tracing::warn!(target: "lapin::channels", "closed");
+                tracing::warn!(target: rabbitmq::RETURNED_MESSAGES, "returned");
+                tracing::warn!(target: "lapin", "closed");
                 tracing::error!(target: "hyper::proto::h1::conn", "broken");
                 tracing::info!(target: "jobgate", "ours");
             });

@@ -47,6 +47,10 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use topology::{STATUS_KEY, Topology};
 
+/// Who logs a warning for each message that had no queue: the library. Here that is everyday life, told by the answer
+/// (`Published::Unroutable`), so whoever sets up logging may hush it.
+pub const RETURNED_MESSAGES: &str = "lapin::returned_messages";
+
 /// How long a depth is good enough for metrics.
 const DEPTH_AGE: Duration = Duration::from_secs(5);
 
