@@ -37,6 +37,8 @@ pub const PATIENCE: Duration = Duration::from_mins(10);
 pub const IDLE: Duration = Duration::from_secs(1);
 /// Between two looks that found something to do.
 const BUSY: Duration = Duration::from_millis(20);
+/// A look that took a while is followed by a rest at least this many times as long.
+const LOOKS_COST: u32 = 4;
 /// Between two looks, when acceptance asks for one; doubled up to [`CHANGED_GAP`] while they find nothing to do.
 const WANTED_GAP: Duration = Duration::from_millis(10);
 /// Between two looks, when something changed somewhere.
@@ -173,6 +175,8 @@ pub struct Plan {
     /// What came in while a round was under way.
     woken: Option<Wake>,
     looked: Option<Duration>,
+    /// How long the last look took to be answered.
+    look_took: Duration,
     settings: Option<Duration>,
     quiet: Duration,
     wanted_gap: Duration,
@@ -192,6 +196,7 @@ impl Plan {
             round: None,
             woken: None,
             looked: None,
+            look_took: Duration::ZERO,
             settings: None,
             quiet: BUSY,
             wanted_gap: WANTED_GAP,
@@ -256,6 +261,7 @@ impl Plan {
     }
 
     fn looked(&mut self, now: Duration, look: Look, effects: &mut Vec<Effect>) {
+        self.look_took = self.looked.map_or(Duration::ZERO, |at| now.saturating_sub(at));
         if let Some(paused) = look.paused {
             self.paused = paused;
             self.settings = Some(now);
@@ -401,13 +407,15 @@ impl Plan {
         if round.progress {
             (self.quiet, self.wanted_gap) = (BUSY, WANTED_GAP);
         }
+        // A long queue is looked at again soon, but not so often that looking is what the store is busy with.
+        let pace = (self.look_took * LOOKS_COST).min(CHANGED_GAP);
         let rest = if round.trouble {
             Rest::Retry
         } else if round.more {
-            Rest::For(Duration::ZERO)
+            Rest::For(pace)
         } else {
             let woken = woken.map(|wake| (self.looked.unwrap_or(now) + self.gap(wake)).saturating_sub(now));
-            let rest = woken.unwrap_or(self.quiet).min(self.quiet);
+            let rest = woken.unwrap_or(self.quiet).min(self.quiet).max(pace);
             if !round.progress {
                 self.quiet = (self.quiet * 2).min(IDLE);
                 self.wanted_gap = (self.wanted_gap * 2).min(CHANGED_GAP);

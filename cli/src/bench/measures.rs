@@ -39,7 +39,7 @@ const GAP: Duration = Duration::from_millis(23);
 /// How long a count may stand still before the measurement counts as stuck.
 const STUCK: Duration = Duration::from_mins(1);
 /// Between two looks at a count.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Measures everything.
 pub(super) async fn all(

@@ -67,6 +67,17 @@ fn a_quick_cluster_is_given_twice_as_much_each_time_up_to_the_limit() {
 }
 
 #[test]
+fn looking_is_never_most_of_what_the_store_does() {
+    for (took, rest_for) in [(2, BUSY), (10, Duration::from_millis(40)), (500, CHANGED_GAP)] {
+        let mut plan = plan(1_000);
+        step(&mut plan, took, seen(0, 0));
+        step(&mut plan, took, Input::Fetched(cluster(), Some((0..200).map(due).collect())));
+        let effects = step(&mut plan, took, Input::Published(cluster(), Vec::new()));
+        assert_eq!(rest(&effects), Rest::For(rest_for), "{took} ms");
+    }
+}
+
+#[test]
 fn a_full_window_is_left_alone_until_a_quarter_of_it_is_empty() {
     let mut plan = plan(100);
     assert_eq!(step(&mut plan, 0, seen(76, 0)).len(), 2, "room and rest only");
