@@ -567,7 +567,7 @@ pub trait Store: Apply {
     async fn retirable(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>>;
 
     /// Removes those of these jobs that (still) ended before `before`, with their history and keys, and a bounded number
-    /// of feed batches as old; answers how many jobs.
+    /// of feed batches as old; answers how many jobs, each counted once however often it is named.
     async fn retire(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64>;
 
     /// Counts by project, cluster, priority and state; zeroes left out.
@@ -579,7 +579,7 @@ pub trait Store: Apply {
     /// Folds appended count deltas together; cheap, and safe from many processes.
     async fn compact_counts(&self) -> StoreResult<()>;
 
-    /// The feed after `after`, in commit order.
+    /// The feed after `after`, in commit order; what one commit did, job by job in the order of ids.
     async fn changes(&self, after: FeedCursor, limit: u32) -> StoreResult<Changes>;
 
     /// The end of the feed now.
