@@ -494,8 +494,8 @@ pub trait Apply: Send + Sync + Debug {
 /// What workers may do.
 #[async_trait]
 pub trait Leases: Apply {
-    /// Makes a worker known, with a lease of `ttl` from now; the times and liveness in `worker` are ignored. A known
-    /// identity stays as it is: this is a replay.
+    /// Makes a worker known, with a lease of `ttl` from now; the times and liveness in `worker` are ignored, what it tells
+    /// of its clusters is not. A known identity stays as it is: this is a replay.
     async fn register(&self, worker: &Worker, ttl: Duration) -> StoreResult<()>;
 
     /// Renews the lease and tells news. On its own connection: it never waits behind work.
@@ -602,8 +602,8 @@ pub trait Store: Apply {
     /// Forgets that these waiting or stranded jobs were hinted (the broker did not take the hint, or nobody could).
     async fn unhint(&self, jobs: &[JobId]) -> StoreResult<()>;
 
-    /// Up to `limit` jobs of these dead workers (and of nobody) not hinted within `hint_for`; marks them hinted. Cleans
-    /// up after workers that hold nothing any more.
+    /// Up to `limit` jobs of these dead workers (and of nobody) not hinted within `hint_for`, any of them; marks them, and
+    /// no others, hinted. Cleans up after workers that hold nothing any more.
     async fn stranded(&self, dead: &[WorkerId], limit: u32, hint_for: Duration)
     -> StoreResult<Vec<Stranded>>;
 
