@@ -4,13 +4,16 @@
 //! [`Leases`] for workers, [`Apply`] for whoever tells what happened. Every change of a job goes through
 //! [`crate::domain::transition`]: adapters read rows, ask it, and write back guarded by the row's version.
 //!
-//! Contract, held by the conformance suite and by the differential test over all adapters:
+//! Contract, held by the conformance suite and, call by call, by random operations on each adapter and the reference
+//! model (`differential`):
 //! * A returned `Ok` is durable. An error of kind [`StoreError::Away`] leaves the outcome unknown; every call here can be
 //!   made again with the same arguments and then tells what holds.
 //! * Outcomes (a duplicate, a refusal, an absence) are values; batches answer one outcome per item, in order.
 //! * Time that two processes must agree on is the store's own.
 
 pub mod conformance;
+#[cfg(any(test, feature = "differential"))]
+pub mod differential;
 mod floors;
 mod kernel;
 pub mod memory;
@@ -534,8 +537,9 @@ pub trait Store: Apply {
     /// Its clock.
     async fn now(&self) -> StoreResult<DateTime<Utc>>;
 
-    /// Stores jobs, all or none; one outcome each. `hinted` is how long the first hint, which the caller is about to
-    /// publish for those due now, keeps the dispatcher from another; `None` leaves the jobs to the dispatcher.
+    /// Stores jobs, all or none; one outcome each. An id is used for one job ever, so a replay is of a job that is still
+    /// there, or never was. `hinted` is how long the first hint, which the caller is about to publish for those due now,
+    /// keeps the dispatcher from another; `None` leaves the jobs to the dispatcher.
     async fn insert(&self, jobs: &[NewJob], hinted: Option<Duration>) -> StoreResult<Vec<Inserted>>;
 
     /// One job.
