@@ -4,13 +4,16 @@
 //! [`Leases`] for workers, [`Apply`] for whoever tells what happened. Every change of a job goes through
 //! [`crate::domain::transition`]: adapters read rows, ask it, and write back guarded by the row's version.
 //!
-//! Contract, held by the conformance suite and by the differential test over all adapters:
+//! Contract, held by the conformance suite and, call by call, by random operations on each adapter and the reference
+//! model (`differential`):
 //! * A returned `Ok` is durable. An error of kind [`StoreError::Away`] leaves the outcome unknown; every call here can be
 //!   made again with the same arguments and then tells what holds.
 //! * Outcomes (a duplicate, a refusal, an absence) are values; batches answer one outcome per item, in order.
 //! * Time that two processes must agree on is the store's own.
 
 pub mod conformance;
+#[cfg(any(test, feature = "differential"))]
+pub mod differential;
 mod floors;
 mod kernel;
 pub mod memory;
@@ -494,8 +497,8 @@ pub trait Apply: Send + Sync + Debug {
 /// What workers may do.
 #[async_trait]
 pub trait Leases: Apply {
-    /// Makes a worker known, with a lease of `ttl` from now; the times and liveness in `worker` are ignored. A known
-    /// identity stays as it is: this is a replay.
+    /// Makes a worker known, with a lease of `ttl` from now; the times and liveness in `worker` are ignored, what it tells
+    /// of its clusters is not. A known identity stays as it is: this is a replay.
     async fn register(&self, worker: &Worker, ttl: Duration) -> StoreResult<()>;
 
     /// Renews the lease and tells news. On its own connection: it never waits behind work.
@@ -534,8 +537,9 @@ pub trait Store: Apply {
     /// Its clock.
     async fn now(&self) -> StoreResult<DateTime<Utc>>;
 
-    /// Stores jobs, all or none; one outcome each. `hinted` is how long the first hint, which the caller is about to
-    /// publish for those due now, keeps the dispatcher from another; `None` leaves the jobs to the dispatcher.
+    /// Stores jobs, all or none; one outcome each. An id is used for one job ever, so a replay is of a job that is still
+    /// there, or never was. `hinted` is how long the first hint, which the caller is about to publish for those due now,
+    /// keeps the dispatcher from another; `None` leaves the jobs to the dispatcher.
     async fn insert(&self, jobs: &[NewJob], hinted: Option<Duration>) -> StoreResult<Vec<Inserted>>;
 
     /// One job.
@@ -567,7 +571,7 @@ pub trait Store: Apply {
     async fn retirable(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>>;
 
     /// Removes those of these jobs that (still) ended before `before`, with their history and keys, and a bounded number
-    /// of feed batches as old; answers how many jobs.
+    /// of feed batches as old; answers how many jobs, each counted once however often it is named.
     async fn retire(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64>;
 
     /// Counts by project, cluster, priority and state; zeroes left out.
@@ -579,7 +583,7 @@ pub trait Store: Apply {
     /// Folds appended count deltas together; cheap, and safe from many processes.
     async fn compact_counts(&self) -> StoreResult<()>;
 
-    /// The feed after `after`, in commit order.
+    /// The feed after `after`, in commit order; what one commit did, job by job in the order of ids.
     async fn changes(&self, after: FeedCursor, limit: u32) -> StoreResult<Changes>;
 
     /// The end of the feed now.
@@ -602,8 +606,8 @@ pub trait Store: Apply {
     /// Forgets that these waiting or stranded jobs were hinted (the broker did not take the hint, or nobody could).
     async fn unhint(&self, jobs: &[JobId]) -> StoreResult<()>;
 
-    /// Up to `limit` jobs of these dead workers (and of nobody) not hinted within `hint_for`; marks them hinted. Cleans
-    /// up after workers that hold nothing any more.
+    /// Up to `limit` jobs of these dead workers (and of nobody) not hinted within `hint_for`, any of them; marks them, and
+    /// no others, hinted. Cleans up after workers that hold nothing any more.
     async fn stranded(&self, dead: &[WorkerId], limit: u32, hint_for: Duration)
     -> StoreResult<Vec<Stranded>>;
 

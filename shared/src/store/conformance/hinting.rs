@@ -240,6 +240,25 @@ pub async fn a_stranded_job_is_told_once_a_hint(stage: &dyn Stage) -> Result<()>
     Ok(())
 }
 
+/// Though they were claimed together.
+pub async fn a_stranded_jobs_hint_is_its_own(stage: &dyn Stage) -> Result<()> {
+    let site = Site::new(stage);
+    let worker = site.worker().await?;
+    let jobs = site.accept_many(2).await?;
+    site.claim(worker, &jobs).await?;
+    site.store.deregister(worker).await?;
+    let mut told = Vec::new();
+    for hint_for in [SHORT, LONG] {
+        let one = site.store.stranded(&[worker], 1, hint_for).await?;
+        told.extend(one.into_iter().flat_map(|group| group.jobs).map(|stranded| stranded.job));
+    }
+    assert_eq!(told.iter().copied().collect::<BTreeSet<_>>(), jobs.into_iter().collect());
+    site.pass(SHORT).await;
+    let again = [("local".to_owned(), None, worker, [(told[0], false)].into())].into();
+    assert_eq!(stranded(&site, &[worker], LONG).await?, again);
+    Ok(())
+}
+
 /// It waits for the reason that nobody is there, and is lost after long enough; one adopted meanwhile is left alone.
 pub async fn a_job_nobody_can_reach_says_so_and_is_given_up_in_time(stage: &dyn Stage) -> Result<()> {
     let site = Site::new(stage);

@@ -107,6 +107,7 @@ macro_rules! store_conformance {
             dispatchers_at_once_hint_each_job_once,
             the_jobs_of_the_dead_and_of_nobody_are_stranded,
             a_stranded_job_is_told_once_a_hint,
+            a_stranded_jobs_hint_is_its_own,
             a_job_nobody_can_reach_says_so_and_is_given_up_in_time,
         );
         $crate::store_conformance!(@ $make, listing;

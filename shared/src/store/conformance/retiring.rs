@@ -50,7 +50,7 @@ pub async fn old_jobs_are_retired_a_few_at_a_time(stage: &dyn Stage) -> Result<(
     // Between the two steps somebody tries one of them again.
     site.command(Command::Retry, ended[1]).await?;
     let named: Vec<JobId> =
-        ended[..2].iter().copied().chain([living[0].id, living[4].id, JobId::generate()]).collect();
+        ended[..2].iter().copied().chain([living[0].id, living[4].id, JobId::generate(), ended[0]]).collect();
     assert_eq!(site.store.retire(&named, soon).await?, 1);
     assert_eq!(site.store.retire(&named, soon).await?, 0);
     assert_eq!(site.store.retirable(soon, 10).await?, ended[2..]);

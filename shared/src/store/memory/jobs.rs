@@ -13,7 +13,10 @@ use crate::store::{
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// How long a dead worker that holds nothing is still shown.
 const MOURNED_FOR: Duration = Duration::from_hours(1);
@@ -96,6 +99,7 @@ impl Store for MemoryStore {
             let key = new.idempotency.clone();
             state.jobs.insert(new.id, Entry { job, key, version: 0, hinted_until, deviations: Vec::new() });
         }
+        told.sort_by_key(|change| change.job);
         state.feed.append(now, told);
         Ok(outcomes)
     }
@@ -175,6 +179,8 @@ impl Store for MemoryStore {
 
     async fn retire(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64> {
         let (mut state, _) = self.look();
+        // One that is named twice goes once.
+        let jobs: BTreeSet<JobId> = jobs.iter().copied().collect();
         let known = jobs.iter().filter_map(|job| state.jobs.get(job));
         let ended: Vec<_> = known.filter_map(|entry| entry.ended_before(before)).collect();
         for (_, job) in &ended {

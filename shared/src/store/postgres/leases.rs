@@ -4,7 +4,7 @@ use super::{
     insert::whole_jobs,
     ledger::Rows,
     pools::{Lane, Pools, Work},
-    rows::{Columns, json, seconds, signed, uuids},
+    rows::{Columns, json, seconds, signed, sparse_json, uuids},
 };
 use crate::{
     domain::{Job, JobId, JobState, StatusEvent, WorkerId},
@@ -27,6 +27,12 @@ use uuid::Uuid;
 const MAX_CANCELS: i64 = 10_000;
 /// How long a dead worker that holds nothing is still shown, as an interval of the server's.
 pub(super) const MOURNED_FOR: &str = "1 hour";
+/// The worker `w` holds jobs. A claim alone is no sign of it: claims are pruned later than jobs go.
+pub(super) const HOLDS_JOBS: &str = "EXISTS (
+    SELECT FROM claims c
+     CROSS JOIN LATERAL unnest(c.job_ids) AS held (job_id)
+      JOIN job_state s ON s.job_id = ANY (ARRAY[held.job_id])
+     WHERE c.worker_id = w.id AND s.owner = w.id AND s.state IN (2, 3, 4))";
 
 impl Pools {
     pub(super) async fn apply(self: &Arc<Self>, events: &[StatusEvent]) -> StoreResult<Vec<Applied>> {
@@ -144,10 +150,12 @@ impl Pools {
 
 fn register<'c>(connection: &'c mut PgConnection, worker: &'c Worker, ttl: Duration) -> Work<'c, ()> {
     async move {
+        let told = worker.clusters.iter();
+        let parked = told.filter_map(|cluster| Some((cluster.name.as_str(), cluster.parked.as_deref()?)));
         sqlx::query(
             "-- register_worker
-             INSERT INTO workers (id, registered_at, expires_at, jobs, draining, host, clusters)
-             VALUES ($1, now(), now() + make_interval(secs => $2), $3, $4, $5, $6)
+             INSERT INTO workers (id, registered_at, expires_at, jobs, draining, host, clusters, parked)
+             VALUES ($1, now(), now() + make_interval(secs => $2), $3, $4, $5, $6, $7)
              ON CONFLICT (id) DO NOTHING",
         )
         .bind(worker.id.0)
@@ -156,6 +164,7 @@ fn register<'c>(connection: &'c mut PgConnection, worker: &'c Worker, ttl: Durat
         .bind(worker.draining)
         .bind(&worker.host)
         .bind(json(&worker.clusters))
+        .bind(sparse_json(&parked.collect::<BTreeMap<_, _>>()))
         .execute(connection)
         .await
         .map(drop)
@@ -170,9 +179,7 @@ fn heartbeat<'c>(
     pulse: &'c Pulse,
 ) -> Work<'c, Heartbeat> {
     async move {
-        let parked: BTreeMap<&str, &str> =
-            pulse.parked.iter().map(|(cluster, why)| (cluster.as_str(), why.as_str())).collect();
-        let parked = (!parked.is_empty()).then(|| json(&parked));
+        let parked = pulse.parked.iter().map(|(cluster, why)| (cluster.as_str(), why.as_str()));
         let renewed = sqlx::query(
             "-- renew_lease
              WITH lease AS (
@@ -198,7 +205,7 @@ fn heartbeat<'c>(
         .bind(seconds(pulse.ttl))
         .bind(signed(pulse.jobs))
         .bind(pulse.draining)
-        .bind(parked)
+        .bind(sparse_json(&parked.collect::<BTreeMap<_, _>>()))
         .bind(pulse.unsettled.iter().map(|(job, ..)| job.0).collect::<Vec<_>>())
         .bind(pulse.unsettled.iter().map(|(_, attempt, _)| signed(*attempt)).collect::<Vec<_>>())
         .bind(pulse.unsettled.iter().map(|(.., epoch)| signed(*epoch)).collect::<Vec<_>>())
@@ -223,8 +230,7 @@ fn workers(connection: &mut PgConnection) -> Work<'_, Vec<Worker>> {
              SELECT w.id, w.host, w.clusters, w.parked, w.registered_at, w.expires_at, w.expires_at > now(), w.draining,
                     w.jobs
                FROM workers w
-              WHERE w.expires_at > now() - interval '{MOURNED_FOR}'
-                 OR EXISTS (SELECT FROM claims c WHERE c.worker_id = w.id)
+              WHERE w.expires_at > now() - interval '{MOURNED_FOR}' OR {HOLDS_JOBS}
               ORDER BY w.id"
         )))
         .fetch_all(connection)

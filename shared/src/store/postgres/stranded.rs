@@ -4,7 +4,7 @@
 //! it next writes another row and leaves this one to be pruned.
 
 use super::{
-    leases::MOURNED_FOR,
+    leases::{HOLDS_JOBS, MOURNED_FOR},
     ledger::Rows,
     pools::{Lane, Pools, Work},
     rows::{Columns, seconds, uuids},
@@ -20,6 +20,7 @@ use futures::FutureExt as _;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgRow};
 use std::{
     collections::{BTreeMap, HashMap},
+    mem,
     sync::Arc,
     time::Duration,
 };
@@ -138,17 +139,15 @@ fn stranded<'c>(connection: &'c mut PgConnection, search: &'c Search) -> Work<'c
             for claim in &mut claims {
                 after = claim.id;
                 claim.open.retain(|(job, epoch)| belongs(belonging.get(job), claim.worker, *epoch));
-                let room = search.limit - found;
-                let rest = claim.open.split_off(room.min(claim.open.len()));
-                found += claim.open.len();
-                for (job, _) in &claim.open {
+                let rest = claim.open.split_off((search.limit - found).min(claim.open.len()));
+                let given = mem::replace(&mut claim.open, rest);
+                found += given.len();
+                for (job, _) in &given {
                     let Some(row) = belonging.get(job) else { continue };
                     let group = (row.cluster.clone(), row.reach.clone(), claim.worker);
                     groups.entry(group).or_default().push(StrandedJob { job: *job, suspect: row.suspect });
                 }
-                claim.hinted.append(&mut claim.open);
-                claim.open = rest;
-                rewrite(&mut transaction, claim, Some(search.seconds)).await?;
+                hint(&mut transaction, claim, given, search.seconds).await?;
             }
             transaction.commit().await?;
             if claims.is_empty() {
@@ -216,7 +215,36 @@ fn belongs(row: Option<&Belonging>, worker: WorkerId, epoch: i32) -> bool {
     row.is_some_and(|row| row.owner == worker && row.epoch == epoch)
 }
 
-/// Writes back what is left of a claim; a hint of `hint_seconds` begins now, or none is outstanding any more.
+/// Writes back what is left of a claim, with these of its jobs hinted from now on. What is hinted already leaves with its
+/// own hint, because a row has one.
+async fn hint(
+    connection: &mut PgConnection,
+    claim: &mut Claim,
+    given: Vec<Held>,
+    seconds: f64,
+) -> sqlx::Result<()> {
+    if given.is_empty() {
+        return rewrite(connection, claim, None).await;
+    }
+    let hinted = mem::replace(&mut claim.hinted, given);
+    if !hinted.is_empty() {
+        let (jobs, epochs): (Vec<Uuid>, Vec<i32>) = hinted.iter().map(|(job, epoch)| (job.0, *epoch)).unzip();
+        sqlx::query(
+            "-- split_claim
+             INSERT INTO claims (worker_id, claimed_at, check_at, hint_until, hinted, job_ids, epochs)
+             SELECT c.worker_id, c.claimed_at, c.check_at, c.hint_until, cardinality($2), $2, $3
+               FROM claims c WHERE c.id = $1",
+        )
+        .bind(claim.id)
+        .bind(jobs)
+        .bind(epochs)
+        .execute(&mut *connection)
+        .await?;
+    }
+    rewrite(connection, claim, Some(seconds)).await
+}
+
+/// Writes back what is left of a claim; a hint of `hint_seconds` begins now, or the one there goes on.
 async fn rewrite(
     connection: &mut PgConnection,
     claim: &Claim,
@@ -254,8 +282,7 @@ async fn forget_workers(connection: &mut PgConnection, dead: &[Uuid]) -> sqlx::R
     sqlx::query(AssertSqlSafe(format!(
         "-- forget_workers
          DELETE FROM workers w
-          WHERE w.id = ANY ($1) AND w.expires_at <= now() - interval '{MOURNED_FOR}'
-            AND NOT EXISTS (SELECT FROM claims c WHERE c.worker_id = w.id)"
+          WHERE w.id = ANY ($1) AND w.expires_at <= now() - interval '{MOURNED_FOR}' AND NOT {HOLDS_JOBS}"
     )))
     .bind(dead)
     .execute(connection)

@@ -18,7 +18,10 @@ use crate::{
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 impl SqliteStore {
     pub(super) async fn insert_jobs(
@@ -153,6 +156,8 @@ impl SqliteStore {
     }
 
     pub(super) async fn retire_jobs(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64> {
+        // One that is named twice goes, and leaves the counts, once.
+        let jobs: BTreeSet<JobId> = jobs.iter().copied().collect();
         let wanted = list(jobs.iter().map(|job| job.0));
         let retired = self.writer.run(move |Transaction { connection, .. }| {
             Box::pin(async move {
@@ -269,6 +274,7 @@ async fn insert(
         .map_err(|e| fault(e, "insert a key"))?;
     }
     counts.save(connection).await?;
+    told.sort_by_key(|change| change.job);
     tell(connection, now, &told).await?;
     Ok(outcomes)
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     clock::{ManualClock, SystemClock},
-    store::{FullStore, conformance::Stage},
+    store::{FullStore, conformance::Stage, differential},
 };
 
 struct InFile {
@@ -35,6 +35,11 @@ async fn in_file() -> anyhow::Result<InFile> {
 }
 
 crate::store_conformance!(in_file);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_operations_are_answered_as_the_model_answers_them() -> anyhow::Result<()> {
+    differential::agree(80, in_file)
+}
 
 #[tokio::test]
 async fn a_second_process_is_refused_while_the_first_has_the_file() -> anyhow::Result<()> {
