@@ -6,11 +6,8 @@
 
 use jobgate_shared::domain::ClusterName;
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
 };
 use tokio::sync::Notify;
 
@@ -19,8 +16,6 @@ use tokio::sync::Notify;
 pub struct HintBudget {
     room: Mutex<Room>,
     wanted: Notify,
-    /// A grant fell short since the dispatcher last asked.
-    short: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -37,11 +32,13 @@ struct Share {
     left: usize,
     /// Taken since the look that the next [`HintBudget::set`] will tell of.
     taken: usize,
+    /// Less than half was left, or less than was wanted, since the dispatcher last asked.
+    low: bool,
 }
 
 impl Share {
     fn of(room: usize) -> Self {
-        Self { told: room, left: room, taken: 0 }
+        Self { told: room, left: room, taken: 0, low: false }
     }
 }
 
@@ -64,10 +61,8 @@ impl HintBudget {
         share.left -= granted;
         share.taken += granted;
         let low = share.left < share.told / 2;
+        share.low |= low || granted < n;
         drop(room);
-        if granted < n {
-            self.short.store(true, Ordering::Relaxed);
-        }
         if low {
             self.wanted.notify_one();
         }
@@ -94,9 +89,11 @@ impl HintBudget {
         self.wanted.notified().await;
     }
 
-    /// Whether a grant fell short since the last call.
-    pub fn fell_short(&self) -> bool {
-        self.short.swap(false, Ordering::Relaxed)
+    /// Clusters of which less than half the room was left, or less than was wanted, since the last call.
+    pub fn ran_low(&self) -> BTreeSet<ClusterName> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let shares = room.clusters.iter_mut();
+        shares.filter_map(|(name, share)| std::mem::take(&mut share.low).then(|| name.clone())).collect()
     }
 
     /// A look at the store begins: what is taken from now on it may not see.
@@ -108,14 +105,13 @@ impl HintBudget {
     /// What every cluster had room for at the last [`Self::look`]; `unseen` for those not named.
     pub fn set(&self, clusters: BTreeMap<ClusterName, usize>, unseen: usize) {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken: BTreeMap<_, _> =
-            room.clusters.iter().map(|(name, share)| (name.clone(), share.taken)).collect();
+        let before = std::mem::take(&mut room.clusters);
         room.unseen = unseen;
         room.clusters = clusters.into_iter().map(|(name, told)| (name, Share::of(told))).collect();
-        for (name, taken) in taken {
+        for (name, Share { taken, low, .. }) in before {
             let share = room.clusters.entry(name).or_insert(Share::of(unseen));
             share.left = share.left.saturating_sub(taken);
-            share.taken = taken;
+            (share.taken, share.low) = (taken, low);
         }
     }
 
@@ -175,9 +171,11 @@ mod tests {
         assert_eq!(budget.wanted().now_or_never(), None, "more than half is left");
         assert_eq!(budget.try_take(&cluster("a"), 2), 2);
         assert_eq!(budget.wanted().now_or_never(), Some(()));
-        assert!(!budget.fell_short());
+        assert_eq!(budget.ran_low(), [cluster("a")].into());
+        assert_eq!(budget.ran_low(), [].into(), "told once");
         assert_eq!(budget.try_take(&cluster("a"), 5), 4);
-        assert!(budget.fell_short());
+        budget.set(BTreeMap::from([(cluster("a"), 10)]), 10);
+        assert_eq!(budget.ran_low(), [cluster("a")].into(), "not forgotten by an answer to an earlier look");
         budget.wake();
         assert_eq!(budget.wanted().now_or_never(), Some(()));
     }

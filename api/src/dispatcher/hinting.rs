@@ -135,7 +135,7 @@ impl Hinting {
 impl Shared {
     async fn look(&self, settings: bool) -> Input {
         self.parts.budget.look();
-        let fell_short = self.parts.budget.fell_short();
+        let ran_low = self.parts.budget.ran_low();
         let hinted = answered(self.parts.store.outstanding().await, "count hints");
         let paused = if settings && hinted.is_some() {
             let settings = answered(self.parts.store.cluster_settings().await, "read cluster settings");
@@ -143,7 +143,7 @@ impl Shared {
         } else {
             None
         };
-        Input::Looked(hinted.map(|hinted| Look { hinted, paused, fell_short }))
+        Input::Looked(hinted.map(|hinted| Look { hinted, paused, ran_low }))
     }
 
     async fn publish(&self, cluster: &ClusterName, messages: Vec<Vec<Due>>) -> Vec<JobId> {

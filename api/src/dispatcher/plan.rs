@@ -80,8 +80,8 @@ pub struct Look {
     pub hinted: Vec<Hinted>,
     /// The clusters paused by hand, when they were asked for.
     pub paused: Option<BTreeSet<ClusterName>>,
-    /// Acceptance was refused room since the last look.
-    pub fell_short: bool,
+    /// Clusters of which acceptance had used up half its room, or was refused some, since the last look.
+    pub ran_low: BTreeSet<ClusterName>,
 }
 
 /// Something that happened.
@@ -266,20 +266,29 @@ impl Plan {
             self.paused = paused;
             self.settings = Some(now);
         }
-        if look.fell_short {
-            self.wanted_gap = WANTED_GAP;
-        }
         self.queues.retain(|_, queue| now < queue.seen + FORGET_AFTER);
+        let first = FIRST_WINDOW.min(self.limits.outstanding);
+        for cluster in &look.ran_low {
+            self.queues.entry(cluster.clone()).or_insert_with(|| Queue::new(first, now)).seen = now;
+        }
         for (cluster, queue) in &mut self.queues {
             if !look.hinted.iter().any(|hinted| hinted.cluster == *cluster) {
                 queue.nothing_due();
+                if look.ran_low.contains(cluster) {
+                    queue.grow(self.limits);
+                    queue.left = queue.window;
+                    self.wanted_gap = WANTED_GAP;
+                }
             }
         }
-        let first = FIRST_WINDOW.min(self.limits.outstanding);
         for Hinted { cluster, outstanding, expired } in look.hinted {
             let queue = self.queues.entry(cluster.clone()).or_insert_with(|| Queue::new(first, now));
-            queue.pressed |= look.fell_short;
             queue.see(now, outstanding, expired);
+            if look.ran_low.contains(&cluster) && queue.is_quick() {
+                // Acceptance was faster than the looks, and the workers than both.
+                queue.pressed = true;
+                self.wanted_gap = WANTED_GAP;
+            }
             if self.paused.contains(&cluster) {
                 queue.left = 0;
             } else if queue.must_ask(now) {

@@ -73,9 +73,18 @@ impl Queue {
             self.shrunk = Some(now);
             self.window = (self.window / 2).max(least);
         }
-        if !slow && self.pressed && self.hinted() <= self.window / 2 {
-            self.window = (self.window * 2).min(limits.outstanding);
+        if !slow && self.pressed && self.is_quick() {
+            self.grow(limits);
         }
+    }
+
+    /// Workers have taken most of what was hinted.
+    pub(super) fn is_quick(&self) -> bool {
+        self.hinted() <= self.window / 2
+    }
+
+    pub(super) fn grow(&mut self, limits: Limits) {
+        self.window = (self.window * 2).min(limits.outstanding);
     }
 
     /// How many jobs to fetch; sets what is left for acceptance.

@@ -37,7 +37,7 @@ fn step(plan: &mut Plan, at_millis: u64, input: Input) -> Vec<Effect> {
 
 fn seen(outstanding: u64, expired: u64) -> Input {
     let hinted = vec![Hinted { cluster: cluster(), outstanding, expired }];
-    Input::Looked(Some(Look { hinted, paused: Some(BTreeSet::new()), fell_short: false }))
+    Input::Looked(Some(Look { hinted, paused: Some(BTreeSet::new()), ran_low: BTreeSet::new() }))
 }
 
 fn fetch(limit: u32, again_after: Duration) -> Effect {
@@ -176,6 +176,36 @@ fn an_idle_dispatcher_looks_once_a_second() {
     assert!(looks <= 66, "{looks}");
 }
 
+/// At a steady rate acceptance publishes the hints itself; how far it may go between two looks follows the rate.
+#[test]
+fn acceptance_that_is_faster_than_the_looks_is_given_more_room() {
+    let room = |effects: &[Effect]| {
+        let [.., Effect::Room { clusters, .. }, Effect::Rest(_)] = effects else { panic!("{effects:?}") };
+        clusters.get(&cluster()).copied()
+    };
+    let ran_low = |hinted: &[Hinted]| {
+        let look = Look { hinted: hinted.to_vec(), ran_low: [cluster()].into(), ..Look::default() };
+        Input::Looked(Some(look))
+    };
+    let few = Hinted { cluster: cluster(), outstanding: 10, expired: 0 };
+    let mut plan = plan(1_000);
+    step(&mut plan, 0, seen(10, 0));
+    assert_eq!(room(&step(&mut plan, 0, Input::Fetched(cluster(), Some(Vec::new())))), Some(190));
+    step(&mut plan, 1_000, Input::Wake(Wake::Rested));
+    step(&mut plan, 1_000, ran_low(&[few.clone()]));
+    assert_eq!(room(&step(&mut plan, 1_000, Input::Fetched(cluster(), Some(Vec::new())))), Some(390));
+    step(&mut plan, 2_000, Input::Wake(Wake::Rested));
+    assert_eq!(
+        room(&step(&mut plan, 2_000, ran_low(&[]))),
+        Some(800),
+        "everything hinted is claimed already"
+    );
+    step(&mut plan, 3_000, Input::Wake(Wake::Rested));
+    let full = Hinted { outstanding: 790, ..few };
+    step(&mut plan, 3_000, ran_low(&[full]));
+    assert_eq!(plan.queues[&cluster()].window, 800, "workers are not faster than this");
+}
+
 #[test]
 fn acceptance_that_finds_no_room_does_not_make_the_dispatcher_spin() {
     let (mut plan, mut now, mut looks) = (plan(100), Duration::ZERO, 0);
@@ -219,7 +249,7 @@ fn a_paused_cluster_is_neither_hinted_nor_left_to_acceptance() {
     let mut plan = plan(100);
     let hinted = vec![Hinted { cluster: cluster(), outstanding: 0, expired: 5 }];
     let paused = Some(BTreeSet::from([cluster()]));
-    let effects = step(&mut plan, 0, Input::Looked(Some(Look { hinted, paused, fell_short: false })));
+    let effects = step(&mut plan, 0, Input::Looked(Some(Look { hinted, paused, ran_low: BTreeSet::new() })));
     let none = BTreeMap::from([(cluster(), 0)]);
     assert_eq!(effects, [Effect::Room { clusters: none, unseen: 100 }, Effect::Rest(Rest::For(BUSY))]);
     // Resumed: the settings are asked for at once, and what was refused meanwhile is hinted again.
@@ -303,7 +333,7 @@ impl World {
                 let one = Hinted { cluster: cluster(), outstanding, expired: hints - outstanding };
                 let hinted = if self.rows.is_empty() { Vec::new() } else { vec![one] };
                 let paused = settings.then(BTreeSet::new);
-                Some(Input::Looked(Some(Look { hinted, paused, fell_short: false })))
+                Some(Input::Looked(Some(Look { hinted, paused, ran_low: BTreeSet::new() })))
             }
             Effect::AskWaiting(cluster) => {
                 Some(Input::Waiting(cluster, (!self.broker_away).then_some(self.queue.len() as u64)))
