@@ -14,7 +14,8 @@ export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 test:
 	deploy/install-services
 	cargo build --workspace --all-targets --locked
-	$(WITH_SERVICES) cargo test --workspace --locked --no-fail-fast
+	# Signals are ignored as in whatever a shell starts in the background; a test sees that no job inherits it.
+	$(WITH_SERVICES) sh -c 'trap "" QUIT USR1; exec cargo test --workspace --locked --no-fail-fast'
 
 lint:
 	cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy

@@ -423,7 +423,10 @@ mod tests {
                 ..Life::begin(false, at(0))
             };
             let mut messages = vec![Vec::new(); 4];
+            // Epoch and number name one event: the same again is the same event, delivered again.
+            let mut named: HashMap<(u32, u32), Observation> = HashMap::new();
             for (epoch, seq, observation, message) in told {
+                let observation = named.entry((epoch, seq)).or_insert(observation).clone();
                 let by = WorkerId(Uuid::from_u128(epoch.into()));
                 messages[message].push(StatusEvent { epoch, by, ..event(1, seq, observation) });
             }

@@ -46,7 +46,9 @@ pub(super) struct Tended {
     pub(super) left_something: bool,
 }
 
-/// Signals the runner hears. SIGINT and SIGHUP only wake it: a job outlives the terminal its worker was started from.
+/// Signals the runner hears. All but SIGTERM and SIGCHLD only wake it: a job outlives the terminal its worker was started
+/// from. A signal that is heard is also one the job does not ignore because whoever started the worker did: handlers end at
+/// exec, where an ignored signal stays ignored.
 #[derive(Debug)]
 pub(super) struct Signals {
     woken: UnixStream,
@@ -55,12 +57,18 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn listen() -> io::Result<Self> {
-        use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+        use signal_hook::consts::{
+            SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1,
+            SIGUSR2,
+        };
         let terminated = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(SIGTERM, terminated.clone())?;
         let (woken, wake) = UnixStream::pair()?;
         woken.set_nonblocking(true)?;
-        for signal in [SIGTERM, SIGINT, SIGHUP, SIGCHLD] {
+        for signal in [
+            SIGTERM, SIGCHLD, SIGINT, SIGHUP, SIGQUIT, SIGALRM, SIGPIPE, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1,
+            SIGUSR2,
+        ] {
             signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
         }
         Ok(Self { woken, terminated })
