@@ -192,7 +192,7 @@ fn acceptance_that_is_faster_than_the_looks_is_given_more_room() {
     step(&mut plan, 0, seen(10, 0));
     assert_eq!(room(&step(&mut plan, 0, Input::Fetched(cluster(), Some(Vec::new())))), Some(190));
     step(&mut plan, 1_000, Input::Wake(Wake::Rested));
-    step(&mut plan, 1_000, ran_low(&[few.clone()]));
+    step(&mut plan, 1_000, ran_low(std::slice::from_ref(&few)));
     assert_eq!(room(&step(&mut plan, 1_000, Input::Fetched(cluster(), Some(Vec::new())))), Some(390));
     step(&mut plan, 2_000, Input::Wake(Wake::Rested));
     assert_eq!(
