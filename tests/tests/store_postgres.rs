@@ -139,6 +139,22 @@ async fn reads(connection: &mut PgConnection) -> Result<(i64, i64)> {
     Ok(tables)
 }
 
+/// Until every other backend of the database has ended: it reports what it read before it leaves the list of them, which
+/// is after its client has gone.
+async fn alone(connection: &mut PgConnection) -> Result<()> {
+    let others = "-- other_backends
+        SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    for _ in 0..600 {
+        let others: i64 = sqlx::query_scalar(others).fetch_one(&mut *connection).await?;
+        if others == 0 {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bail!("other backends are still there")
+}
+
 /// A database of its own for each case. Its clock is the server's, so time passes by waiting.
 struct Server {
     store: Arc<PostgresStore>,
@@ -200,7 +216,7 @@ async fn plans_hold_when_the_statistics_say_that_every_table_is_empty() -> Resul
     let page = store.list(&Scope::All, &filter, PageRequest { after: None, limit: 50 }).await?;
     ensure!(page.jobs.len() == 50, "{} jobs", page.jobs.len());
     store.close().await;
-    // A backend reports what it read at its end at the latest; this is after that.
+    alone(&mut connection).await?;
     let (scanned, fetched) = reads(&mut connection).await?;
     ensure!(scanned == 0, "{scanned} rows were read by scanning whole tables");
     let (touched, most) = (i64::try_from(BATCH)?, 40);
