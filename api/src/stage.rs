@@ -192,8 +192,10 @@ impl Stage {
             detail: serde_json::Value::Null,
             reach: worker.clusters[0].reach.clone(),
         };
-        let records: Vec<ToRecord> =
-            jobs.iter().map(|job| ToRecord { job: *job, attempt: 1, submission: submission(job) }).collect();
+        let records: Vec<ToRecord> = jobs
+            .iter()
+            .map(|job| ToRecord { job: *job, attempt: 1, epoch: 1, submission: submission(job) })
+            .collect();
         self.store.record(&records).await.unwrap();
     }
 

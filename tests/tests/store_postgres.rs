@@ -116,7 +116,12 @@ async fn run(store: &PostgresStore, worker: WorkerId, ids: &[JobId], ending: End
         |job: &Job| Submission { id: job.id.to_string(), detail: serde_json::Value::Null, reach: None };
     let created: Vec<ToRecord> = jobs
         .iter()
-        .map(|job| ToRecord { job: job.id, attempt: job.life.attempt, submission: submission(job) })
+        .map(|job| ToRecord {
+            job: job.id,
+            attempt: job.life.attempt,
+            epoch: job.life.epoch,
+            submission: submission(job),
+        })
         .collect();
     let recorded = store.record(&created).await?;
     ensure!(recorded.iter().all(|r| *r == Recorded::Won), "{recorded:?}");

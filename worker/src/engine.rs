@@ -45,7 +45,7 @@ pub enum TimeLimits {
 }
 
 /// What an engine can do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Capabilities {
     /// How it submits.
     pub mode: SubmitMode,
@@ -74,7 +74,7 @@ pub enum EngineError {
 pub type EngineResult<T> = Result<T, EngineError>;
 
 /// An attempt to create: what it is and what it is called.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ToCreate {
     /// What the manager shall know it by.
     pub tag: SubmissionTag,
@@ -87,7 +87,7 @@ pub struct ToCreate {
 }
 
 /// What a poll saw of one submission.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Sighting {
     /// The manager has it.
     Seen(Observation),

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 /// What the resource manager calls an attempt, as recorded write-once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Submission {
     /// The manager's own id, opaque to us; events quote it.
     pub id: String,
@@ -36,7 +36,7 @@ pub enum Ending {
 }
 
 /// What a resource manager shows of one submission.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "seen", rename_all = "snake_case")]
 pub enum Observation {
     /// It has the submission and has not begun it.
@@ -77,7 +77,7 @@ pub enum Observation {
 pub type Seq = u32;
 
 /// A fact about an attempt, told by whoever watches it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StatusEvent {
     /// The job.
     pub job: JobId,

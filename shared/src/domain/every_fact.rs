@@ -89,7 +89,7 @@ fn every_state_answers_every_fact_as_the_table_says() {
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Claim { worker: WorkerId, reach: bool, alone: bool, standing: Standing },
-    Record { worker: bool, older: bool },
+    Record { worker: bool, older_epoch: bool, older_attempt: bool },
     HandBack { older: bool },
     Event { observation: Observation, older_epoch: bool, older_attempt: bool, other: bool, seq: u32 },
     Vanished { owner_alive: bool, lost: bool },
@@ -120,7 +120,9 @@ fn step() -> impl Strategy<Value = Step> {
     let claim = (worker, any::<bool>(), any::<bool>(), standing);
     prop_oneof![
         4 => claim.prop_map(|(worker, reach, alone, standing)| Step::Claim { worker, reach, alone, standing }),
-        3 => (any::<bool>(), rarely()).prop_map(|(worker, older)| Step::Record { worker, older }),
+        3 => (any::<bool>(), rarely(), rarely()).prop_map(
+            |(worker, older_epoch, older_attempt)| Step::Record { worker, older_epoch, older_attempt }
+        ),
         1 => rarely().prop_map(|older| Step::HandBack { older }),
         4 => (observation(), rarely(), rarely(), rarely(), 0u32..6).prop_map(
             |(observation, older_epoch, older_attempt, other, seq)| Step::Event {
@@ -140,8 +142,9 @@ impl Step {
                 let reach = reach.then(|| Reach("here".into()));
                 Told::Claim { worker, reach, alone, standing }
             }
-            Self::Record { worker, older } => Told::Record {
-                attempt: life.attempt - u32::from(older),
+            Self::Record { worker, older_epoch, older_attempt } => Told::Record {
+                attempt: life.attempt - u32::from(older_attempt),
+                epoch: life.epoch.saturating_sub(u32::from(older_epoch)),
                 submission: submission(if worker { "mine" } else { "other" }),
             },
             Self::HandBack { older } => Told::HandBack {

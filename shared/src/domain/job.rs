@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 pub type Document = serde_json::Map<String, serde_json::Value>;
 
 /// When and how a failed attempt is followed by another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryPolicy {
     /// Seconds before the second attempt; doubled for each one after it.
@@ -110,7 +110,7 @@ pub struct IdempotencyKey {
 }
 
 /// The part of a job that changes. Only [`super::transition`] makes a new one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Life {
     /// Where it stands.
     pub state: JobState,
@@ -166,14 +166,45 @@ impl Life {
         }
     }
 
+    /// How the row stands to an end that `worker` told of `attempt`, which it claimed under `epoch`.
+    pub fn agreement(&self, worker: WorkerId, attempt: u32, epoch: u32) -> Agreement {
+        if self.attempt > attempt || self.state.is_terminal() {
+            Agreement::Settled
+        } else if self.epoch != epoch || self.owner != Some(worker) {
+            Agreement::Lost
+        } else {
+            Agreement::Open
+        }
+    }
+
+    /// Somebody may yet start this submission of `attempt`. While the attempt is the row's and nothing is recorded it may
+    /// be started whatever the state: somebody may be about to record it.
+    pub fn may_start(&self, attempt: u32, submission: &str) -> bool {
+        let recorded = self.submission.as_ref().filter(|_| self.attempt == attempt);
+        self.attempt <= attempt
+            && !self.state.is_terminal()
+            && recorded.is_none_or(|recorded| recorded.id == submission)
+    }
+
     /// The worker that has the job now; nobody once it was handed back or has ended.
     pub fn holder(&self) -> Option<WorkerId> {
         self.owner.filter(|owner| self.state.is_owned() && *owner != WorkerId::NOBODY)
     }
 }
 
+/// How a row stands to an end that was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Agreement {
+    /// The attempt is over in the row, too.
+    Settled,
+    /// The attempt goes on in somebody else's hands: what is kept for it must stay.
+    Lost,
+    /// The row has not heard yet.
+    Open,
+}
+
 /// A job as stored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Job {
     /// Its identity.
     pub id: JobId,

@@ -19,7 +19,7 @@ mod transition;
 pub use event::{Ending, Observation, Seq, StatusEvent, Submission};
 pub use history::{AttemptTimes, Deviation, HistoryEntry, derive_history};
 pub use ids::{ClusterName, JobId, NameError, Project, Reach, SubmissionTag, TokenId, WorkerId};
-pub use job::{Document, IdempotencyKey, Job, Life, NewJob, RetryPolicy, identity_env};
+pub use job::{Agreement, Document, IdempotencyKey, Job, Life, NewJob, RetryPolicy, identity_env};
 pub use spec::{JobSpec, Resources, SpecError};
 pub use state::{JobState, Phase};
 pub use transition::{

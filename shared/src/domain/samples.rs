@@ -37,7 +37,7 @@ pub(super) fn retry_all() -> RetryPolicy {
 #[derive(Debug, Clone)]
 pub(super) enum Told {
     Claim { worker: WorkerId, reach: Option<Reach>, alone: bool, standing: Standing },
-    Record { attempt: u32, submission: Submission },
+    Record { attempt: u32, epoch: u32, submission: Submission },
     HandBack { worker: WorkerId, epoch: u32, pause: Duration },
     Event(StatusEvent),
     Vanished { lost_after: Option<Duration>, standing: Standing },
@@ -50,7 +50,9 @@ impl Told {
             Self::Claim { worker, reach, alone, standing } => {
                 Fact::Claim { worker: *worker, reach: reach.as_ref(), alone: *alone, standing: *standing }
             }
-            Self::Record { attempt, submission } => Fact::Record { attempt: *attempt, submission },
+            Self::Record { attempt, epoch, submission } => {
+                Fact::Record { attempt: *attempt, epoch: *epoch, submission }
+            }
             Self::HandBack { worker, epoch, pause } => {
                 Fact::HandBack { worker: *worker, epoch: *epoch, why: "no room", pause: *pause }
             }
@@ -224,8 +226,8 @@ fn events(attempt: u32) -> Vec<Sample> {
 
 /// Facts that differ in what they do to a life at this attempt.
 pub(super) fn facts(attempt: u32) -> Vec<Sample> {
-    let record = |how, attempt, id| {
-        let told = Told::Record { attempt, submission: submission(id) };
+    let record = |how, attempt, epoch, id| {
+        let told = Told::Record { attempt, epoch, submission: submission(id) };
         Sample { what: "record", how, told }
     };
     let hand_back = |how, worker, epoch| {
@@ -234,9 +236,10 @@ pub(super) fn facts(attempt: u32) -> Vec<Sample> {
     };
     let mut facts = claims();
     facts.extend([
-        record("mine", attempt, "mine"),
-        record("another", attempt, "other"),
-        record("of the attempt before", attempt - 1, "mine"),
+        record("mine", attempt, 3, "mine"),
+        record("mine, under an older claim", attempt, 2, "mine"),
+        record("another", attempt, 3, "other"),
+        record("of the attempt before", attempt - 1, 3, "mine"),
         hand_back("by its owner", OWNER, 3),
         hand_back("under an older claim", OWNER, 2),
         hand_back("by another", OTHER, 3),

@@ -34,6 +34,8 @@ pub enum Fact<'a> {
     Record {
         /// The attempt it was created for.
         attempt: u32,
+        /// The claim under which it was created.
+        epoch: u32,
         /// What the resource manager calls it.
         submission: &'a Submission,
     },
@@ -177,7 +179,7 @@ pub fn transition(
         Fact::Claim { worker, reach, alone, standing } => {
             claim(life, *worker, *reach, *alone, *standing, now)
         }
-        Fact::Record { attempt, submission } => record(life, *attempt, submission, now),
+        Fact::Record { attempt, epoch, submission } => record(life, *attempt, *epoch, submission, now),
         Fact::HandBack { worker, epoch, why, pause } => hand_back(life, *worker, *epoch, why, *pause, now),
         Fact::Event(event) => apply(life, max_attempts, policy, event, now),
         Fact::Vanished { since, lost_after, standing } => {
@@ -252,7 +254,7 @@ fn claim(
     advanced(life, next, Some("adopted".to_owned()), &by_worker(worker), now, true)
 }
 
-fn record(life: &Life, attempt: u32, submission: &Submission, now: DateTime<Utc>) -> Outcome {
+fn record(life: &Life, attempt: u32, epoch: u32, submission: &Submission, now: DateTime<Utc>) -> Outcome {
     if life.attempt != attempt {
         return Outcome::Stale;
     }
@@ -274,7 +276,10 @@ fn record(life: &Life, attempt: u32, submission: &Submission, now: DateTime<Utc>
     if life.cancel_requested {
         return Outcome::Refused(Refusal::CancelRequested);
     }
-    // No look at the epoch: the write-once id decides who wins, and a late but first record is as good as any.
+    // Whoever adopted the job saw that nothing was recorded, and may have ended it for that reason.
+    if life.epoch != epoch {
+        return Outcome::Stale;
+    }
     let mut next = life.clone();
     next.state = JobState::Pending;
     next.submission = Some(submission.clone());

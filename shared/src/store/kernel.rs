@@ -118,8 +118,8 @@ impl<'a> Told<'a> {
                 }
                 Fact::Claim { worker, reach: served.reach.as_ref(), alone, standing }
             }
-            Self::Record(ToRecord { attempt, submission, .. }) => {
-                Fact::Record { attempt: *attempt, submission }
+            Self::Record(ToRecord { attempt, epoch, submission, .. }) => {
+                Fact::Record { attempt: *attempt, epoch: *epoch, submission }
             }
             Self::HandBack(worker, ToHandBack { epoch, why, pause, .. }) => {
                 Fact::HandBack { worker, epoch: *epoch, why, pause: *pause }

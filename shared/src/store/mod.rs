@@ -421,7 +421,7 @@ pub enum Claimed {
 }
 
 /// What became of one record.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Recorded {
     /// The row holds this id.
     Won,
@@ -433,18 +433,20 @@ pub enum Recorded {
 }
 
 /// A created submission to record.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ToRecord {
     /// The job.
     pub job: JobId,
     /// The attempt it was created for.
     pub attempt: u32,
+    /// The epoch of the claim it was created under.
+    pub epoch: u32,
     /// What the resource manager calls it.
     pub submission: Submission,
 }
 
 /// A job to give up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ToHandBack {
     /// The job.
     pub job: JobId,

@@ -43,7 +43,7 @@ impl Context<'_> {
 }
 
 /// Where an attempt stands in the protocol.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Phase {
     /// Granted; waits for its turn to be created.
     Queued { job: Box<ToCreate> },
@@ -64,7 +64,7 @@ enum Phase {
 }
 
 /// What was seen of a submission, and what was done about it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct Watch {
     told: Option<Observation>,
     told_times: u32,
@@ -79,7 +79,7 @@ struct Watch {
 }
 
 /// One attempt under one claim.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[allow(clippy::struct_excessive_bools, reason = "four independent marks beside the phase")]
 pub(super) struct Attempt {
     hold: Hold,
@@ -296,27 +296,13 @@ impl Attempt {
         let mine = life.owner == Some(cx.me)
             && life.epoch == self.hold.epoch
             && life.attempt == self.hold.tag.attempt;
-        match &life.submission {
-            // An older claim of this very attempt was first. Its submission is the one; ours never runs.
-            Some(recorded) if life.attempt == self.hold.tag.attempt && recorded.id != submission.id => {
-                cx.effects.push(Effect::Discard(self.hold, Some(submission)));
-                if mine && !life.state.is_terminal() {
-                    self.phase = Phase::Watching { submission: recorded.clone(), watch: Watch::default() };
-                    self.cancel |= life.cancel_requested;
-                    self.begin(cx);
-                }
-            }
-            None if mine && life.cancel_requested && life.state == JobState::Claimed => {
-                self.cancel = true;
-                self.discard(cx, Some(submission));
-            }
-            // This tag will never be used again.
-            _ if life.attempt != self.hold.tag.attempt || life.state.is_terminal() => {
-                cx.effects.push(Effect::Discard(self.hold, Some(submission)));
-            }
-            // The same tag may be in somebody else's hands by now, under the same id: the sweep judges it later.
-            Some(_) | None => {}
+        if mine && life.cancel_requested && life.state == JobState::Claimed {
+            self.cancel = true;
+            self.discard(cx, Some(submission));
+        } else if !life.may_start(self.hold.tag.attempt, &submission.id) {
+            cx.effects.push(Effect::Discard(self.hold, Some(submission)));
         }
+        // Else the same tag may be in somebody else's hands by now, under the same id: the sweep judges it later.
     }
 
     pub(super) fn started(&mut self, cx: &mut Context<'_>, answer: Result<(), Fault>) {
@@ -610,9 +596,9 @@ impl Attempt {
 
     fn record(&mut self, cx: &mut Context<'_>) {
         if let Phase::Recording { submission } = &self.phase {
-            let (job, attempt) = (self.hold.tag.job, self.hold.tag.attempt);
-            cx.effects
-                .push(Effect::Record(self.hold, ToRecord { job, attempt, submission: submission.clone() }));
+            let Hold { tag, epoch, .. } = self.hold;
+            let item = ToRecord { job: tag.job, attempt: tag.attempt, epoch, submission: submission.clone() };
+            cx.effects.push(Effect::Record(self.hold, item));
         }
     }
 

@@ -9,13 +9,13 @@ const TRIPS_AT: u32 = 3;
 const PROBE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// The breaker of one cluster.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Breaker {
     failures: u32,
     parked: Option<Parked>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Parked {
     why: String,
     probe_at: Duration,

@@ -32,7 +32,7 @@ pub struct Hold {
 }
 
 /// A point in time, both ways: monotonic since the worker began, and on the wall.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Moment {
     /// What delays and limits are counted in.
     pub since_start: Duration,
@@ -41,7 +41,7 @@ pub struct Moment {
 }
 
 /// Why an engine did not do what it was asked, as far as deciding goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// Outcome unknown; the same call can be made again.
     Away(String),
@@ -50,7 +50,7 @@ pub enum Fault {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Input {
     /// The store granted a claim.
     Granted(Box<Job>),
@@ -83,7 +83,7 @@ pub enum Input {
 }
 
 /// Something to do. Store effects are idempotent and tried until answered; engine effects are tried once and answered.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Create it inert.
     Create(Hold, Box<ToCreate>),
@@ -106,7 +106,7 @@ pub enum Effect {
 }
 
 /// What a worker serves: one configured cluster.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Serving {
     /// Its name.
     pub cluster: ClusterName,
@@ -118,7 +118,7 @@ pub struct Serving {
     pub lost_after: Duration,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Cluster {
     serving: Serving,
     breaker: Breaker,
@@ -132,7 +132,7 @@ struct Cluster {
 }
 
 /// The deciding half of one worker identity.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Core {
     me: WorkerId,
     clusters: Vec<Cluster>,

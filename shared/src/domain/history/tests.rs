@@ -59,7 +59,11 @@ impl Told {
     }
 
     fn record(&mut self, id: &str) {
-        self.tell(&Fact::Record { attempt: self.life.attempt, submission: &submission(id) });
+        self.tell(&Fact::Record {
+            attempt: self.life.attempt,
+            epoch: self.life.epoch,
+            submission: &submission(id),
+        });
     }
 
     fn hand_back(&mut self) {

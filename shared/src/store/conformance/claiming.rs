@@ -177,7 +177,7 @@ pub async fn a_submission_is_adopted_only_inside_its_reach(stage: &dyn Stage) ->
     let mut made = submission("1");
     made.reach = Some(Reach("host-a".into()));
     made.detail = serde_json::json!({"pid": 4, "boot": "x"});
-    let item = ToRecord { job: job.id, attempt: 1, submission: made.clone() };
+    let item = ToRecord { job: job.id, attempt: 1, epoch: 1, submission: made.clone() };
     assert_eq!(site.store.record(&[item]).await?, [Recorded::Won]);
     site.store.deregister(first).await?;
     let second = site.worker().await?;

@@ -187,7 +187,7 @@ pub async fn the_jobs_of_the_dead_and_of_nobody_are_stranded(stage: &dyn Stage) 
     let bound = site.claimed(dead, new_job()).await?;
     let mut made = submission("1");
     made.reach = Some(Reach("host-a".into()));
-    site.store.record(&[ToRecord { job: bound.id, attempt: 1, submission: made.clone() }]).await?;
+    site.store.record(&[ToRecord { job: bound.id, attempt: 1, epoch: 1, submission: made.clone() }]).await?;
     let handed_back = site.running(alive, new_job()).await?;
     site.store.hand_back(alive, &[to_hand_back(&handed_back, Duration::ZERO)]).await?;
     let suspect = site.accept(new_job()).await?;
@@ -268,7 +268,7 @@ pub async fn a_job_nobody_can_reach_says_so_and_is_given_up_in_time(stage: &dyn 
         let job = site.claimed(worker, new_job()).await?;
         let mut made = submission(id);
         made.reach = Some(Reach("host-a".into()));
-        site.store.record(&[ToRecord { job: job.id, attempt: 1, submission: made }]).await?;
+        site.store.record(&[ToRecord { job: job.id, attempt: 1, epoch: 1, submission: made }]).await?;
         jobs.push(site.get(job.id).await?);
     }
     let anywhere = site.pending(worker, new_job()).await?;

@@ -69,7 +69,7 @@ macro_rules! store_conformance {
         $crate::store_conformance!(@ $make, recording;
             the_first_record_wins_and_stays_won,
             a_record_is_lost_to_another_id_a_cancel_a_later_attempt_and_a_hand_back,
-            the_first_record_wins_even_if_a_zombie_made_it,
+            a_zombie_records_nothing_once_its_job_is_adopted,
             a_record_and_a_cancel_at_once_agree_on_who_was_first,
             leftovers_are_what_nobody_will_ever_start,
         );

@@ -66,22 +66,27 @@ pub async fn a_record_is_lost_to_another_id_a_cancel_a_later_attempt_and_a_hand_
     site.store.hand_back(worker, &[to_hand_back(&given_up, Duration::ZERO)]).await?;
     assert_eq!(lost(site.record(&given_up, "a").await?)?.life.state, JobState::Initialized);
 
-    let absent = ToRecord { job: JobId::generate(), attempt: 1, submission: submission("a") };
+    let absent = ToRecord { job: JobId::generate(), attempt: 1, epoch: 1, submission: submission("a") };
     assert_eq!(site.store.record(&[absent]).await?, [Recorded::Lost { current: None }]);
     Ok(())
 }
 
-/// A worker that was taken for dead made the first record. It is as good as any, and the heir goes on from it.
-pub async fn the_first_record_wins_even_if_a_zombie_made_it(stage: &dyn Stage) -> Result<()> {
+/// The heir saw that nothing was recorded and may have ended the job for that reason; and what was recorded before it was
+/// adopted is won for good.
+pub async fn a_zombie_records_nothing_once_its_job_is_adopted(stage: &dyn Stage) -> Result<()> {
     let site = Site::new(stage);
     let (zombie, heir) = (site.worker().await?, site.worker().await?);
     let old = site.claimed(zombie, new_job()).await?;
     site.store.deregister(zombie).await?;
     let adopted = site.take(heir, old.id).await?;
-    assert_eq!(site.record(&old, "zombie's").await?, Recorded::Won);
-    let current = lost(site.record(&adopted, "heir's").await?)?;
-    assert_eq!(current.life.submission, Some(submission("zombie's")));
+    let current = lost(site.record(&old, "zombie's").await?)?;
     assert_eq!((current.life.owner, current.life.epoch), (Some(heir), 2));
+    assert_eq!(site.record(&adopted, "heir's").await?, Recorded::Won);
+    let current = lost(site.record(&old, "zombie's").await?)?;
+    assert_eq!(current.life.submission, Some(submission("heir's")));
+    site.store.deregister(heir).await?;
+    site.take(site.worker().await?, old.id).await?;
+    assert_eq!(site.record(&adopted, "heir's").await?, Recorded::Won);
     Ok(())
 }
 

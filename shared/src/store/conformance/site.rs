@@ -2,7 +2,7 @@
 
 use super::Stage;
 use crate::domain::{
-    ClusterName, Command, Document, Ending, IdempotencyKey, Job, JobId, JobSpec, JobState, NewJob,
+    ClusterName, Command, Document, Ending, IdempotencyKey, Job, JobId, JobSpec, JobState, Life, NewJob,
     Observation, Project, Reach, RetryPolicy, StatusEvent, Submission, WorkerId,
 };
 use crate::store::{
@@ -56,7 +56,8 @@ pub(super) fn submission(id: impl Into<String>) -> Submission {
 }
 
 pub(super) fn to_record(job: &Job, id: &str) -> ToRecord {
-    ToRecord { job: job.id, attempt: job.life.attempt, submission: submission(id) }
+    let Life { attempt, epoch, .. } = job.life;
+    ToRecord { job: job.id, attempt, epoch, submission: submission(id) }
 }
 
 pub(super) fn to_hand_back(job: &Job, pause: Duration) -> ToHandBack {

@@ -5,7 +5,7 @@ use super::{
     pair::{Pair, Pick, shift},
     producing::{CLUSTERS, name},
 };
-use crate::domain::{ClusterName, JobId, JobState, Reach, Submission, WorkerId};
+use crate::domain::{ClusterName, JobId, JobState, Life, Reach, Submission, WorkerId};
 use crate::store::{Claimed, Heartbeat, Pulse, ToHandBack, ToRecord, Worker, WorkerCluster};
 use anyhow::Result;
 use proptest::{collection::vec, option, prelude::*, sample::select, sample::subsequence};
@@ -223,8 +223,9 @@ impl Working {
             Self::Record { items } => {
                 let mut records = Vec::new();
                 for (claim, made) in items {
-                    let Remembered { job, attempt, .. } = claim.remember(pair, &[JobState::Claimed]).await?;
-                    records.push(ToRecord { job, attempt, submission: made.submission() });
+                    let Remembered { job, attempt, epoch, .. } =
+                        claim.remember(pair, &[JobState::Claimed]).await?;
+                    records.push(ToRecord { job, attempt, epoch, submission: made.submission() });
                 }
                 pair.both(async |store| store.record(&records).await).await.map(drop)
             }
@@ -282,7 +283,8 @@ async fn submit(pair: &mut Pair<'_>, worker: u8, jobs: &[Pick], made: &Made) -> 
     let mut records = Vec::new();
     for answer in claimed {
         if let Claimed::Granted(job) = answer {
-            records.push(ToRecord { job: job.id, attempt: job.life.attempt, submission: made.submission() });
+            let Life { attempt, epoch, .. } = job.life;
+            records.push(ToRecord { job: job.id, attempt, epoch, submission: made.submission() });
         }
     }
     pair.both(async |store| store.record(&records).await).await.map(drop)

@@ -1,7 +1,7 @@
 //! What workers and recorders may do.
 
 use super::{MemoryStore, Rows};
-use crate::domain::{JobId, StatusEvent, WorkerId};
+use crate::domain::{Agreement, JobId, StatusEvent, WorkerId};
 use crate::store::kernel::{Decided, Told, decide};
 use crate::store::{
     Applied, Apply, Claimed, Heartbeat, Leases, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Worker,
@@ -53,10 +53,10 @@ impl Leases for MemoryStore {
                 settled.push(*job);
                 continue;
             };
-            if life.attempt > *attempt || life.state.is_terminal() {
-                settled.push(*job);
-            } else if life.epoch != *epoch || life.owner != Some(worker) {
-                lost.push(*job);
+            match life.agreement(worker, *attempt, *epoch) {
+                Agreement::Settled => settled.push(*job),
+                Agreement::Lost => lost.push(*job),
+                Agreement::Open => {}
             }
         }
         Ok(Heartbeat::Renewed { cancel, settled, lost })
@@ -111,11 +111,7 @@ impl Leases for MemoryStore {
     async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
         let (state, _) = self.look();
         let live = |job: &JobId, attempt: u32, submission: &str| {
-            let Some(life) = state.jobs.get(job).map(|entry| &entry.job.life) else { return false };
-            let recorded = life.submission.as_ref().filter(|_| life.attempt == attempt);
-            life.attempt <= attempt
-                && !life.state.is_terminal()
-                && recorded.is_none_or(|recorded| recorded.id == submission)
+            state.jobs.get(job).is_some_and(|entry| entry.job.life.may_start(attempt, submission))
         };
         let left = found.iter().enumerate().filter(|(_, (job, attempt, id))| !live(job, *attempt, id));
         Ok(left.map(|(index, _)| index).collect())
