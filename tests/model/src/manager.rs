@@ -1,0 +1,209 @@
+//! A resource manager as far as the protocol meets it: what is created, what begins, what is remembered.
+
+use jobgate_shared::domain::{Ending, Observation};
+use jobgate_worker::engine::{Sighting, SubmitMode};
+
+/// How a manager submits. The last three are known not to work, and a search must find out why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Creates inert, every time under an id of its own.
+    TwoPhase,
+    /// Creates inert under a name of ours, which is the id.
+    TwoPhaseByName,
+    /// Begins at once; refuses a second submission of a name, as long as it remembers.
+    UniqueName,
+    /// Every submission waits at a fence that a start opens for it alone.
+    Fenced,
+    /// Begins at once, and knows nothing of names.
+    AtMostOnce,
+    /// Begins at once, while the worker believes that it creates inert: nothing but the lease keeps it single.
+    LeaseOnly,
+    /// As that, but each create looks first for what is there already.
+    LookupFirst,
+    /// The first submission to reach the fence passes it, recorded or not.
+    FenceForTheFirst,
+}
+
+impl Kind {
+    /// What the worker is told of it.
+    pub fn mode(self) -> SubmitMode {
+        match self {
+            Self::TwoPhase | Self::TwoPhaseByName | Self::LeaseOnly | Self::LookupFirst => {
+                SubmitMode::TwoPhase
+            }
+            Self::UniqueName => SubmitMode::UniqueName,
+            Self::Fenced | Self::FenceForTheFirst => SubmitMode::Fenced,
+            Self::AtMostOnce => SubmitMode::AtMostOnce,
+        }
+    }
+
+    /// What is created begins without a start.
+    pub fn begins_at_create(self) -> bool {
+        match self {
+            Self::TwoPhase | Self::TwoPhaseByName | Self::Fenced => false,
+            Self::UniqueName
+            | Self::AtMostOnce
+            | Self::LeaseOnly
+            | Self::LookupFirst
+            | Self::FenceForTheFirst => true,
+        }
+    }
+}
+
+/// What the manager calls a submission.
+pub type Id = u32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Stage {
+    Inert,
+    Runs,
+    Ended(Ending),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Held {
+    id: Id,
+    attempt: u32,
+    stage: Stage,
+}
+
+/// What a call set going.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Began {
+    /// The submission.
+    pub id: Id,
+    /// Its attempt.
+    pub attempt: u32,
+}
+
+/// The manager.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Manager {
+    kind: Kind,
+    held: Vec<Held>,
+    /// Names that are not to be used any more.
+    tombstones: Vec<u32>,
+    /// How each submission ended, remembered by the model when the manager has forgotten it.
+    ends: Vec<(Id, Ending)>,
+    made: Id,
+}
+
+/// Ids that are names stand apart from those that are counted.
+const NAMED: Id = 1000;
+
+impl Manager {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self { kind, held: Vec::new(), tombstones: Vec::new(), ends: Vec::new(), made: 0 }
+    }
+
+    /// What a lookup by name finds.
+    pub(crate) fn look_up(&self, attempt: u32) -> Option<Id> {
+        self.held.iter().find(|held| held.attempt == attempt).map(|held| held.id)
+    }
+
+    /// Creates; `None` is a refusal. `found` is what the caller's lookup had found before it sent this.
+    pub(crate) fn create(&mut self, attempt: u32, found: Option<Id>) -> (Option<Id>, Option<Began>) {
+        let known = self.look_up(attempt);
+        let named = matches!(self.kind, Kind::UniqueName | Kind::TwoPhaseByName);
+        if self.tombstones.contains(&attempt) {
+            return (None, None);
+        }
+        if let Some(id) = known.filter(|_| named).or(found) {
+            return (Some(id), None);
+        }
+        self.made += 1;
+        let id = if named { NAMED + attempt } else { self.made };
+        let stage = match self.kind {
+            Kind::TwoPhase | Kind::TwoPhaseByName | Kind::Fenced => Stage::Inert,
+            Kind::FenceForTheFirst if known.is_some() => Stage::Ended(Ending::Failed),
+            Kind::UniqueName
+            | Kind::AtMostOnce
+            | Kind::LeaseOnly
+            | Kind::LookupFirst
+            | Kind::FenceForTheFirst => Stage::Runs,
+        };
+        if let Stage::Ended(ending) = stage {
+            self.ends.push((id, ending));
+        }
+        self.held.push(Held { id, attempt, stage });
+        (Some(id), (stage == Stage::Runs).then_some(Began { id, attempt }))
+    }
+
+    /// Starts; `None` is a refusal, which is one of the two answers an engine may give for what is no more.
+    pub(crate) fn start(&mut self, id: Id) -> Option<Option<Began>> {
+        let Some(held) = self.held.iter_mut().find(|held| held.id == id) else {
+            return (self.kind != Kind::TwoPhaseByName).then_some(None);
+        };
+        let begins = held.stage == Stage::Inert;
+        if begins {
+            held.stage = Stage::Runs;
+        }
+        Some(begins.then_some(Began { id, attempt: held.attempt }))
+    }
+
+    /// A submission ends; an end stands.
+    pub(crate) fn end(&mut self, id: Id, ending: Ending) {
+        for held in self.held.iter_mut().filter(|held| held.id == id) {
+            if !matches!(held.stage, Stage::Ended(_)) {
+                held.stage = Stage::Ended(ending);
+                self.ends.push((id, ending));
+            }
+        }
+    }
+
+    /// Makes sure that what it names never runs (on).
+    pub(crate) fn discard(&mut self, attempt: u32, id: Option<Id>) {
+        let named = |held: &Held| held.attempt == attempt && id.is_none_or(|id| id == held.id);
+        self.held.retain(|held| !(named(held) && held.stage == Stage::Inert));
+        if self.kind == Kind::UniqueName && self.look_up(attempt).is_none() {
+            self.tombstones.push(attempt);
+        }
+    }
+
+    /// Looks at one.
+    pub(crate) fn look(&self, id: Id) -> Sighting {
+        match self.held.iter().find(|held| held.id == id).map(|held| held.stage) {
+            None => Sighting::Absent,
+            Some(Stage::Inert) => Sighting::Inert,
+            Some(Stage::Runs) => Sighting::Seen(Observation::Running { since: None, reason: None }),
+            Some(Stage::Ended(ending)) => Sighting::Seen(Observation::Ended {
+                ending,
+                exit_code: None,
+                reason: None,
+                began: None,
+                at: None,
+            }),
+        }
+    }
+
+    /// Submissions that were created and never started.
+    pub(crate) fn inert(&self) -> Vec<(u32, Id)> {
+        let inert = self.held.iter().filter(|held| held.stage == Stage::Inert);
+        inert.map(|held| (held.attempt, held.id)).collect()
+    }
+
+    /// It has not ended, or its name may be used again.
+    pub(crate) fn may_end(&self, id: Id) -> bool {
+        let named = matches!(self.kind, Kind::UniqueName | Kind::TwoPhaseByName);
+        named || self.held.iter().any(|held| held.id == id && !matches!(held.stage, Stage::Ended(_)))
+    }
+
+    /// Submissions that run.
+    pub(crate) fn running(&self) -> Vec<Began> {
+        let running = self.held.iter().filter(|held| held.stage == Stage::Runs);
+        running.map(|held| Began { id: held.id, attempt: held.attempt }).collect()
+    }
+
+    /// What has ended need not be remembered.
+    pub(crate) fn forget(&mut self, id: Id) {
+        // A name that is forgotten could be used again.
+        if self.kind != Kind::UniqueName {
+            self.held.retain(|held| !(held.id == id && matches!(held.stage, Stage::Ended(_))));
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self, id: Id) -> Option<Ending> {
+        self.ends.iter().find(|(ended, _)| *ended == id).map(|(_, ending)| *ending)
+    }
+}

@@ -1,0 +1,95 @@
+//! What must hold in every state, and where every state leads once faults stop.
+
+use crate::{Protocol, manager::Kind, world::World};
+use jobgate_shared::domain::{Ending, JobState};
+
+/// One promise of the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// No attempt begins twice, none after its row said CANCELED, no end is taken back, nothing a row needs is forgotten.
+    NothingBrokenOnTheWay,
+    /// Where the manager creates inert, only what is recorded begins.
+    OnlyTheRecordedBegins,
+    /// Nothing runs of an attempt whose row says CANCELED.
+    CanceledDoesNotRun,
+    /// A row that says how an attempt ended says what the manager knows.
+    EndsAreTrue,
+    /// Once faults stop, the job ends, every worker lets go of it, and nothing is left at the manager.
+    EverythingSettles,
+}
+
+impl Promise {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::NothingBrokenOnTheWay,
+        Self::OnlyTheRecordedBegins,
+        Self::CanceledDoesNotRun,
+        Self::EndsAreTrue,
+        Self::EverythingSettles,
+    ];
+
+    /// As reported.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NothingBrokenOnTheWay => "nothing is broken on the way",
+            Self::OnlyTheRecordedBegins => "only the recorded begins",
+            Self::CanceledDoesNotRun => "canceled does not run",
+            Self::EndsAreTrue => "ends are true",
+            Self::EverythingSettles => "everything settles",
+        }
+    }
+
+    pub(crate) fn check(self) -> fn(&Protocol, &World) -> bool {
+        match self {
+            Self::NothingBrokenOnTheWay => |_, world| world.broken.is_none(),
+            Self::OnlyTheRecordedBegins => only_the_recorded_begins,
+            Self::CanceledDoesNotRun => canceled_does_not_run,
+            Self::EndsAreTrue => |protocol, world| ends_are_true(protocol, world),
+            Self::EverythingSettles => |protocol, world| {
+                // What somebody waits for arrives anyway, and leads to a state that rests.
+                !world.rests()
+                    || world
+                        .settle(protocol)
+                        .is_ok_and(|end| end.broken.is_none() && ends_are_true(protocol, &end))
+            },
+        }
+    }
+}
+
+fn only_the_recorded_begins(protocol: &Protocol, world: &World) -> bool {
+    let recorded = world.recorded();
+    protocol.manager.begins_at_create()
+        || world.begun.iter().all(|began| world.row.attempt > began.attempt || recorded == Some(began.id))
+}
+
+fn canceled_does_not_run(_: &Protocol, world: &World) -> bool {
+    world.row.state != JobState::Canceled
+        || world.manager.running().iter().all(|running| running.attempt != world.row.attempt)
+}
+
+fn ends_are_true(protocol: &Protocol, world: &World) -> bool {
+    let ended = world.recorded().and_then(|id| world.manager.ended(id));
+    let attempts_begun = || world.begun.iter().any(|began| began.attempt == world.row.attempt);
+    match world.row.state {
+        JobState::Finished => ended == Some(Ending::Finished),
+        // Refused before it was recorded, or ended so.
+        JobState::Failed => {
+            ended == Some(Ending::Failed) || (world.recorded().is_none() && !attempts_begun())
+        }
+        JobState::Canceled => match world.recorded() {
+            Some(_) => ended == Some(Ending::Canceled),
+            None => world
+                .begun
+                .iter()
+                .filter(|began| began.attempt == world.row.attempt)
+                .all(|began| world.manager.ended(began.id).is_some()),
+        },
+        JobState::Lost => protocol.manager == Kind::AtMostOnce,
+        JobState::TimedOut => false,
+        JobState::Held
+        | JobState::Initialized
+        | JobState::Claimed
+        | JobState::Pending
+        | JobState::Running => true,
+    }
+}
