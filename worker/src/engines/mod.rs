@@ -97,7 +97,8 @@ pub fn build(config: &EngineConfig, context: &EngineContext) -> anyhow::Result<A
             Ok(Arc::new(local::LocalEngine::open(config.clone(), context.clone())?))
         }
         EngineConfig::Noop(config) => {
-            Ok(Arc::new(noop::NoopEngine::new(config.clone(), context.clock.clone())?))
+            let (clock, patience) = (context.clock.clone(), context.call_timeout);
+            Ok(Arc::new(noop::NoopEngine::new(config.clone(), clock, patience)?))
         }
     }
 }

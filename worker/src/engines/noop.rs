@@ -1,19 +1,21 @@
 //! The engine that runs nothing, for measuring and testing what stands around it.
 //!
-//! Submissions live in this process's memory and end by themselves after a configured time. In [`SubmitMode::TwoPhase`] a
-//! submission begins when started; in the other modes `create` submits and it begins at once, as it would with a resource
-//! manager that cannot create inert, and `start` does nothing. Every create makes another id, except that one under a tag
-//! whose submission is still known finds that one, where the mode promises so.
+//! Submissions end by themselves after a configured time. In [`SubmitMode::TwoPhase`] a submission begins when started; in
+//! the other modes `create` submits and it begins at once, as it would with a resource manager that cannot create inert,
+//! and `start` does nothing. Every create makes another id, except that one under a tag whose submission is still known
+//! finds that one, where the mode promises so.
 //!
-//! Another process knows nothing of a submission made here; it answers as configured: that it ended well, which lets
-//! adopted jobs end, or that it is absent.
+//! They live in this process's memory, and of one made elsewhere it is said what is configured: that it ended well, which
+//! lets adopted jobs end, or that it is absent. With `state` they live in a file, and whoever has it open is the same
+//! manager, which outlives every worker.
+
+mod memory;
 
 use super::refuse_unknown_options;
 use crate::engine::{
     Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, SubmitMode, TimeLimits,
     ToCreate,
 };
-use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -22,13 +24,14 @@ use jobgate_shared::{
     domain::{Ending, JobSpec, Observation, SpecError, Submission, SubmissionTag},
     settings::{self, Period},
 };
+use memory::{Attempt, Event, Memory, Phase, What};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
-    fs::{File, OpenOptions},
-    io::Write as _,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::Instant;
@@ -48,7 +51,10 @@ pub struct NoopConfig {
     /// A file that gets one line whenever an attempt begins: `<tag> <submission id> <created> <begun>`, the times in
     /// microseconds since 1970. Default: none.
     pub ledger: Option<PathBuf>,
-    /// What to say of a submission made by another process: `finished` or `absent`. Default: `finished`.
+    /// A file workers share, on one host, in which submissions outlive them. It is a ledger as well: between lines that
+    /// start with a word it has those a ledger has. It grows for ever. Default: none.
+    pub state: Option<PathBuf>,
+    /// What to say of a submission made by another process, without `state`: `finished` or `absent`. Default: `finished`.
     pub unknown: Unknown,
     /// How often a worker looks, `1ms` to `1h`. Default: `20ms`.
     pub poll_interval: Period<1, 3_600_000>,
@@ -71,6 +77,7 @@ impl Default for NoopConfig {
             failure_ratio: 0.0,
             mode: SubmitMode::TwoPhase,
             ledger: None,
+            state: None,
             unknown: Unknown::Finished,
             poll_interval: Period::new(Duration::from_millis(20)),
         }
@@ -80,6 +87,7 @@ impl Default for NoopConfig {
 impl NoopConfig {
     pub(super) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!((0.0..=1.0).contains(&self.failure_ratio), "failure_ratio must be 0 to 1");
+        anyhow::ensure!(self.ledger.is_none() || self.state.is_none(), "state is a ledger: name one of them");
         Ok(())
     }
 }
@@ -94,61 +102,25 @@ pub(super) fn validate(spec: &JobSpec) -> Result<(), SpecError> {
 pub struct NoopEngine {
     config: NoopConfig,
     clock: Arc<dyn Clock>,
-    ledger: Option<File>,
+    memory: Memory,
     /// Sets the ids made here apart from those of any other process.
     origin: u32,
-    held: Mutex<Held>,
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    serial: u64,
-    tags: HashMap<SubmissionTag, Vec<Attempt>>,
-    /// Names that may not be used any more ([`SubmitMode::UniqueName`]).
-    tombstones: std::collections::HashSet<SubmissionTag>,
-}
-
-#[derive(Debug)]
-struct Attempt {
-    id: String,
-    created: Instant,
-    created_at: DateTime<Utc>,
-    time_limit: Option<Duration>,
-    phase: Phase,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Inert,
-    Begun { since: Instant, wall: DateTime<Utc> },
-    Ended(Observation),
+    serial: AtomicU64,
 }
 
 impl NoopEngine {
-    /// An engine that has made nothing yet.
-    pub fn new(config: NoopConfig, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let open = |path: &PathBuf| {
-            let file = OpenOptions::new().append(true).create(true).open(path);
-            file.with_context(|| format!("ledger {}", path.display()))
+    /// An engine that has made nothing yet; what stands in a shared state counts as made by it. `patience`: how long
+    /// another process may keep that state to itself.
+    pub fn new(config: NoopConfig, clock: Arc<dyn Clock>, patience: Duration) -> anyhow::Result<Self> {
+        let memory = match &config.state {
+            Some(state) => Memory::shared(state, clock.clone(), patience)?,
+            None => Memory::of_process(config.ledger.as_deref(), clock.clone())?,
         };
-        let ledger = config.ledger.as_ref().map(open).transpose()?;
-        Ok(Self { config, clock, ledger, origin: rand::random(), held: Mutex::default() })
+        Ok(Self { config, clock, memory, origin: rand::random(), serial: AtomicU64::new(1) })
     }
 
-    /// A panic elsewhere leaves nothing half done in here.
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The attempt begins: its line is in the ledger before anyone can see that it has.
-    fn begin(&self, tag: SubmissionTag, id: &str, created: DateTime<Utc>) -> EngineResult<Phase> {
-        let wall = self.clock.now();
-        if let Some(mut ledger) = self.ledger.as_ref() {
-            let (created, begun) = (created.timestamp_micros(), wall.timestamp_micros());
-            let line = format!("{tag} {id} {created} {begun}\n");
-            ledger.write_all(line.as_bytes()).context("ledger").map_err(EngineError::Away)?;
-        }
-        Ok(Phase::Begun { since: self.clock.monotonic(), wall })
+    fn begun(&self, created: DateTime<Utc>) -> What {
+        What::Begun { created, at: self.clock.now() }
     }
 
     fn submission(id: &str) -> Submission {
@@ -198,9 +170,9 @@ fn fails(tag: SubmissionTag, ratio: f64) -> bool {
     share < ratio
 }
 
-fn ended_without_running(ending: Ending, exit_code: Option<i32>, reason: &str, at: DateTime<Utc>) -> Phase {
+fn ended_without_running(ending: Ending, exit_code: Option<i32>, reason: &str, at: DateTime<Utc>) -> What {
     let reason = Some(reason.to_owned());
-    Phase::Ended(Observation::Ended { ending, exit_code, reason, began: None, at: Some(at) })
+    What::Ended(Observation::Ended { ending, exit_code, reason, began: None, at: Some(at) })
 }
 
 #[async_trait]
@@ -220,77 +192,75 @@ impl Engine for NoopEngine {
     }
 
     async fn create(&self, job: &ToCreate) -> EngineResult<Submission> {
-        let mut held = self.held();
+        let mut memory = self.memory.lock().await?;
         let unique = match self.config.mode {
             SubmitMode::TwoPhase | SubmitMode::UniqueName => true,
             SubmitMode::Fenced | SubmitMode::AtMostOnce => false,
         };
-        if held.tombstones.contains(&job.tag) {
+        let tag = job.tag;
+        if memory.is_buried(tag) {
             return Err(EngineError::Refused("the name is not to be used any more".to_owned()));
         }
-        let before = held.tags.get(&job.tag).and_then(|attempts| attempts.last());
+        let before = memory.under(tag).last();
         if let Some(attempt) = before.filter(|_| unique) {
             return Ok(Self::submission(&attempt.id));
         }
         let fenced_off = before.is_some();
-        held.serial += 1;
-        let created_at = self.clock.now();
-        let id = format!("noop-{:08x}-{}", self.origin, held.serial);
-        let phase = match (self.config.mode, fenced_off) {
-            (SubmitMode::TwoPhase, _) => Phase::Inert,
+        let at = self.clock.now();
+        let id = format!("noop-{:08x}-{}", self.origin, self.serial.fetch_add(1, Ordering::Relaxed));
+        let time_limit = job.spec.time_limit_seconds.map(Duration::from_secs);
+        let next = match (self.config.mode, fenced_off) {
+            (SubmitMode::TwoPhase, _) => None,
             (SubmitMode::Fenced, true) => {
                 let why = "another submission of this attempt has its start token";
-                ended_without_running(Ending::Failed, Some(125), why, self.clock.now())
+                Some(ended_without_running(Ending::Failed, Some(125), why, at))
             }
-            (SubmitMode::UniqueName | SubmitMode::AtMostOnce | SubmitMode::Fenced, _) => {
-                self.begin(job.tag, &id, created_at)?
-            }
+            (SubmitMode::UniqueName | SubmitMode::AtMostOnce | SubmitMode::Fenced, _) => Some(self.begun(at)),
         };
-        let submission = Self::submission(&id);
-        let time_limit = job.spec.time_limit_seconds.map(Duration::from_secs);
-        let attempt = Attempt { id, created: self.clock.monotonic(), created_at, time_limit, phase };
-        held.tags.entry(job.tag).or_default().push(attempt);
-        Ok(submission)
+        let happened = std::iter::once(What::Created { at, time_limit }).chain(next);
+        memory.tell(happened.map(|what| Event { tag, id: id.clone(), what }).collect())?;
+        Ok(Self::submission(&id))
     }
 
     async fn start(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()> {
-        let mut held = self.held();
-        if let Some(attempt) = held.find(tag, submission)
+        let mut memory = self.memory.lock().await?;
+        if let Some(attempt) = memory.find(tag, submission)
             && matches!(attempt.phase, Phase::Inert)
         {
-            attempt.phase = self.begin(tag, &attempt.id, attempt.created_at)?;
+            let (id, what) = (attempt.id.clone(), self.begun(attempt.created_at));
+            memory.tell(vec![Event { tag, id, what }])?;
         }
         Ok(())
     }
 
     async fn poll(&self, submissions: &[(SubmissionTag, Submission)]) -> EngineResult<Vec<Sighting>> {
-        let mut held = self.held();
-        let look = |(tag, submission): &(SubmissionTag, Submission)| match held.find(*tag, submission) {
+        let memory = self.memory.lock().await?;
+        let look = |(tag, submission): &(SubmissionTag, Submission)| match memory.find(*tag, submission) {
             Some(attempt) => self.look(*tag, attempt),
             None => match self.config.unknown {
-                Unknown::Absent => Sighting::Absent,
-                Unknown::Finished => {
+                Unknown::Finished if self.config.state.is_none() => {
                     let (ending, exit_code) = (Ending::Finished, Some(0));
                     let reason = Some("made by another process; said to have ended well".to_owned());
                     let end = Observation::Ended { ending, exit_code, reason, began: None, at: None };
                     Sighting::Seen(end)
                 }
+                Unknown::Finished | Unknown::Absent => Sighting::Absent,
             },
         };
         Ok(submissions.iter().map(look).collect())
     }
 
     async fn cancel(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()> {
-        let mut held = self.held();
-        let Some(attempt) = held.find(tag, submission) else { return Ok(()) };
-        match attempt.phase {
+        let mut memory = self.memory.lock().await?;
+        let Some(attempt) = memory.find(tag, submission) else { return Ok(()) };
+        let what = match attempt.phase {
             Phase::Inert => {
                 let why = "canceled before it began";
-                attempt.phase = ended_without_running(Ending::Canceled, None, why, self.clock.now());
+                ended_without_running(Ending::Canceled, None, why, self.clock.now())
             }
             Phase::Begun { since, wall } => {
                 // If it finished first, the finish stands.
-                attempt.phase = Phase::Ended(match self.observe(tag, attempt, since, wall) {
+                What::Ended(match self.observe(tag, attempt, since, wall) {
                     ended @ Observation::Ended { .. } => ended,
                     Observation::Pending { .. } | Observation::Running { .. } => Observation::Ended {
                         ending: Ending::Canceled,
@@ -299,33 +269,32 @@ impl Engine for NoopEngine {
                         began: Some(wall),
                         at: Some(self.clock.now()),
                     },
-                });
+                })
             }
-            Phase::Ended(_) => {}
-        }
-        Ok(())
+            Phase::Ended(_) => return Ok(()),
+        };
+        let id = attempt.id.clone();
+        memory.tell(vec![Event { tag, id, what }])
     }
 
     async fn discard(&self, tag: SubmissionTag, submission: Option<&Submission>) -> EngineResult<()> {
-        let mut held = self.held();
-        if let Some(attempts) = held.tags.get_mut(&tag) {
-            let named = |attempt: &Attempt| submission.is_none_or(|submission| submission.id == attempt.id);
-            attempts.retain(|attempt| !(named(attempt) && matches!(attempt.phase, Phase::Inert)));
-            if attempts.is_empty() {
-                held.tags.remove(&tag);
-            }
-        }
-        if self.config.mode == SubmitMode::UniqueName && !held.tags.contains_key(&tag) {
-            held.tombstones.insert(tag);
-        }
-        Ok(())
+        let mut memory = self.memory.lock().await?;
+        let named = |attempt: &Attempt| submission.is_none_or(|submission| submission.id == attempt.id);
+        let (gone, left): (Vec<&Attempt>, Vec<&Attempt>) = memory
+            .under(tag)
+            .iter()
+            .partition(|attempt| named(attempt) && matches!(attempt.phase, Phase::Inert));
+        let bury = self.config.mode == SubmitMode::UniqueName && left.is_empty();
+        let event = |id: &str, what| Event { tag, id: id.to_owned(), what };
+        let mut events: Vec<Event> = gone.iter().map(|a| event(&a.id, What::Removed)).collect();
+        events.extend(bury.then(|| event("-", What::Buried)));
+        memory.tell(events)
     }
 
     async fn inert(&self, older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>> {
         let now = self.clock.monotonic();
-        let held = self.held();
-        let all = held.tags.iter().flat_map(|(tag, attempts)| attempts.iter().map(|a| (*tag, a)));
-        let inert = all.filter(|(_, attempt)| {
+        let memory = self.memory.lock().await?;
+        let inert = memory.all().filter(|(_, attempt)| {
             matches!(attempt.phase, Phase::Inert) && now.duration_since(attempt.created) >= older_than
         });
         Ok(inert.map(|(tag, attempt)| (tag, Self::submission(&attempt.id))).collect())
@@ -339,8 +308,8 @@ impl Engine for NoopEngine {
         _offset: u64,
         _limit: usize,
     ) -> EngineResult<LogChunk> {
-        let mut held = self.held();
-        let Some(attempt) = held.find(tag, submission) else {
+        let memory = self.memory.lock().await?;
+        let Some(attempt) = memory.find(tag, submission) else {
             return Err(EngineError::Refused("it is not known any more".to_owned()));
         };
         let last = match self.look(tag, attempt) {
@@ -354,20 +323,10 @@ impl Engine for NoopEngine {
     }
 
     async fn forget(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()> {
-        let mut held = self.held();
-        if let Some(attempts) = held.tags.get_mut(&tag) {
-            attempts.retain(|attempt| attempt.id != submission.id);
-            if attempts.is_empty() {
-                held.tags.remove(&tag);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Held {
-    fn find(&mut self, tag: SubmissionTag, submission: &Submission) -> Option<&mut Attempt> {
-        self.tags.get_mut(&tag)?.iter_mut().find(|attempt| attempt.id == submission.id)
+        let mut memory = self.memory.lock().await?;
+        let Some(attempt) = memory.find(tag, submission) else { return Ok(()) };
+        let id = attempt.id.clone();
+        memory.tell(vec![Event { tag, id, what: What::Removed }])
     }
 }
 
@@ -380,7 +339,7 @@ mod tests {
     };
 
     fn engine(config: NoopConfig) -> NoopEngine {
-        NoopEngine::new(config, clock::system()).unwrap()
+        NoopEngine::new(config, clock::system(), Duration::from_secs(1)).unwrap()
     }
 
     fn job() -> ToCreate {
@@ -456,5 +415,47 @@ mod tests {
             let sightings = other.poll(&[(job.tag, submission.clone())]).await.unwrap();
             assert_eq!(ending(&sightings[0]), said, "{sightings:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn with_a_shared_state_every_process_is_the_same_manager_in_every_mode() {
+        for mode in [SubmitMode::TwoPhase, SubmitMode::UniqueName, SubmitMode::Fenced, SubmitMode::AtMostOnce]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let state = Some(dir.path().join("state"));
+            let another = || engine(NoopConfig { mode, state: state.clone(), ..NoopConfig::default() });
+            let (one, other, job) = (another(), another(), job());
+            let first = one.create(&job).await.unwrap();
+            other.start(job.tag, &first).await.unwrap();
+            let second = other.create(&job).await.unwrap();
+            let named = matches!(mode, SubmitMode::TwoPhase | SubmitMode::UniqueName);
+            assert_eq!(first == second, named, "{mode:?}");
+            let begun = match mode {
+                SubmitMode::AtMostOnce => 2,
+                SubmitMode::TwoPhase | SubmitMode::UniqueName | SubmitMode::Fenced => 1,
+            };
+            let text = std::fs::read_to_string(state.as_ref().unwrap()).unwrap();
+            let line = format!("{} ", job.tag);
+            assert_eq!(text.lines().filter(|found| found.starts_with(&line)).count(), begun, "{text}");
+            // One that was not there while it happened.
+            let later = another();
+            let seen = later.poll(&[(job.tag, first.clone())]).await.unwrap();
+            assert_eq!(ending(&seen[0]), Some(Ending::Finished), "{mode:?}");
+            later.forget(job.tag, &first).await.unwrap();
+            assert_eq!(one.poll(&[(job.tag, first)]).await.unwrap(), [Sighting::Absent], "{mode:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_discarded_stays_unusable_for_every_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Some(dir.path().join("state"));
+        let another = || {
+            let mode = SubmitMode::UniqueName;
+            engine(NoopConfig { mode, state: state.clone(), ..NoopConfig::default() })
+        };
+        let job = job();
+        another().discard(job.tag, None).await.unwrap();
+        assert!(matches!(another().create(&job).await, Err(EngineError::Refused(_))));
     }
 }

@@ -33,7 +33,10 @@ fn main() -> ExitCode {
     }
     for case in conformance::cases(false) {
         trials.push(trial(format!("noop::{}", case.name), || {
-            block_on((case.run)(Arc::new(rig::NoopRig::new())));
+            block_on((case.run)(Arc::new(rig::NoopRig::in_memory())));
+        }));
+        trials.push(trial(format!("noop_over_a_state::{}", case.name), || {
+            block_on((case.run)(Arc::new(rig::NoopRig::over_a_state())));
         }));
     }
     for (name, test) in house::TESTS.iter().chain(hardship::TESTS) {

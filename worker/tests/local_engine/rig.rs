@@ -145,26 +145,35 @@ impl Drop for LocalRig {
     }
 }
 
-/// The engine that runs nothing, which remembers in memory only.
+/// The engine that runs nothing: one instance that remembers in memory only, or any number over one state.
 pub(crate) struct NoopRig {
     dir: TempDir,
-    engine: Arc<dyn Engine>,
+    config: EngineConfig,
+    only: Option<Arc<dyn Engine>>,
 }
 
 impl NoopRig {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn in_memory() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let ledger = Some(dir.path().join("ledger"));
         let config =
             EngineConfig::Noop(NoopConfig { ledger, unknown: Unknown::Absent, ..NoopConfig::default() });
         let engine = build(&config, &context(dir.path(), clock::system())).expect("an engine");
-        Self { dir, engine }
+        Self { dir, config, only: Some(engine) }
+    }
+
+    pub(crate) fn over_a_state() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = Some(dir.path().join("ledger"));
+        let config = EngineConfig::Noop(NoopConfig { state, ..NoopConfig::default() });
+        Self { dir, config, only: None }
     }
 }
 
 impl Rig for NoopRig {
     fn engine(&self) -> Arc<dyn Engine> {
-        self.engine.clone()
+        let another = || build(&self.config, &context(self.dir.path(), clock::system())).expect("an engine");
+        self.only.clone().unwrap_or_else(another)
     }
 
     fn shared_dir(&self) -> &Path {
