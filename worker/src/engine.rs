@@ -7,7 +7,8 @@
 //! Contract, held by the engine conformance suite:
 //! * `create` under one tag, once or many times, from one process or many, runs nothing (where [`SubmitMode`] can say so).
 //! * `start` is idempotent, from any process inside the reach; started and already ended count as started.
-//! * `discard` makes sure that what it names never runs; it must not touch anything that was started.
+//! * `discard` makes sure that what it names never runs; it must not touch anything that was started. Where a submission
+//!   begins by being created, it ends it: nobody recorded it, and a cancel is answered on its word.
 //! * An error of kind [`EngineError::Away`] leaves the outcome unknown, and the same call can be made again.
 //! * No call takes longer than a third of the lease: the engine cuts it off itself and answers `Away`.
 

@@ -156,6 +156,26 @@ impl NoopEngine {
         };
         Observation::Ended { ending, exit_code, reason, began: Some(wall), at: Some(wall + length) }
     }
+
+    /// How a cancel ends what has begun. If it finished first, the finish stands.
+    fn end_by_cancel(
+        &self,
+        tag: SubmissionTag,
+        attempt: &Attempt,
+        since: Instant,
+        wall: DateTime<Utc>,
+    ) -> Observation {
+        match self.observe(tag, attempt, since, wall) {
+            ended @ Observation::Ended { .. } => ended,
+            Observation::Pending { .. } | Observation::Running { .. } => Observation::Ended {
+                ending: Ending::Canceled,
+                exit_code: None,
+                reason: Some("canceled".to_owned()),
+                began: Some(wall),
+                at: Some(self.clock.now()),
+            },
+        }
+    }
 }
 
 /// Whether this attempt is one of the share that fails: the same answer in every process.
@@ -258,19 +278,7 @@ impl Engine for NoopEngine {
                 let why = "canceled before it began";
                 ended_without_running(Ending::Canceled, None, why, self.clock.now())
             }
-            Phase::Begun { since, wall } => {
-                // If it finished first, the finish stands.
-                What::Ended(match self.observe(tag, attempt, since, wall) {
-                    ended @ Observation::Ended { .. } => ended,
-                    Observation::Pending { .. } | Observation::Running { .. } => Observation::Ended {
-                        ending: Ending::Canceled,
-                        exit_code: None,
-                        reason: Some("canceled".to_owned()),
-                        began: Some(wall),
-                        at: Some(self.clock.now()),
-                    },
-                })
-            }
+            Phase::Begun { since, wall } => What::Ended(self.end_by_cancel(tag, attempt, since, wall)),
             Phase::Ended(_) => return Ok(()),
         };
         let id = attempt.id.clone();
@@ -279,15 +287,24 @@ impl Engine for NoopEngine {
 
     async fn discard(&self, tag: SubmissionTag, submission: Option<&Submission>) -> EngineResult<()> {
         let mut memory = self.memory.lock().await?;
-        let named = |attempt: &Attempt| submission.is_none_or(|submission| submission.id == attempt.id);
-        let (gone, left): (Vec<&Attempt>, Vec<&Attempt>) = memory
-            .under(tag)
-            .iter()
-            .partition(|attempt| named(attempt) && matches!(attempt.phase, Phase::Inert));
-        let bury = self.config.mode == SubmitMode::UniqueName && left.is_empty();
-        let event = |id: &str, what| Event { tag, id: id.to_owned(), what };
-        let mut events: Vec<Event> = gone.iter().map(|a| event(&a.id, What::Removed)).collect();
-        events.extend(bury.then(|| event("-", What::Buried)));
+        let (mut events, mut left) = (Vec::new(), false);
+        for attempt in memory.under(tag) {
+            let named = submission.is_none_or(|submission| submission.id == attempt.id);
+            let what = match (&attempt.phase, self.config.mode) {
+                (Phase::Inert, _) if named => Some(What::Removed),
+                // It began without anybody recording it, and the promise is that it does not run.
+                (
+                    Phase::Begun { since, wall },
+                    SubmitMode::UniqueName | SubmitMode::Fenced | SubmitMode::AtMostOnce,
+                ) if named => Some(What::Ended(self.end_by_cancel(tag, attempt, *since, *wall))),
+                (Phase::Inert | Phase::Begun { .. } | Phase::Ended(_), _) => None,
+            };
+            left |= what != Some(What::Removed);
+            events.extend(what.map(|what| Event { tag, id: attempt.id.clone(), what }));
+        }
+        if self.config.mode == SubmitMode::UniqueName && !left {
+            events.push(Event { tag, id: "-".to_owned(), what: What::Buried });
+        }
         memory.tell(events)
     }
 
@@ -443,6 +460,18 @@ mod tests {
             assert_eq!(ending(&seen[0]), Some(Ending::Finished), "{mode:?}");
             later.forget(job.tag, &first).await.unwrap();
             assert_eq!(one.poll(&[(job.tag, first)]).await.unwrap(), [Sighting::Absent], "{mode:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_began_by_being_created_is_ended_by_a_discard() {
+        let run_for = Duration::from_hours(1);
+        for mode in [SubmitMode::UniqueName, SubmitMode::Fenced, SubmitMode::AtMostOnce] {
+            let (engine, job) = (engine(NoopConfig { run_for, mode, ..NoopConfig::default() }), job());
+            let submission = engine.create(&job).await.unwrap();
+            engine.discard(job.tag, None).await.unwrap();
+            let seen = engine.poll(&[(job.tag, submission)]).await.unwrap();
+            assert_eq!(ending(&seen[0]), Some(Ending::Canceled), "{mode:?}");
         }
     }
 
