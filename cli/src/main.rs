@@ -32,6 +32,7 @@ use jobgate_worker::engines::local::local_runner_main;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    config::take_orders();
     // Before anything else: there is a runner for every job that runs, so it must begin quickly and stay small.
     let mut words = std::env::args_os().skip(1);
     if words.next().is_some_and(|word| word == roles::LOCAL_RUNNER) {

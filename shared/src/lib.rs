@@ -4,6 +4,7 @@
 //! * [`store`] and [`broker`]: the two ports every role stands on, with their adapters and conformance suites.
 //! * [`logs`]: what jobs print, in an object store.
 //! * [`wire`]: what travels through the broker.
+//! * [`failpoint`]: where a test ends a process; nothing in a release build.
 //! * [`clock`], [`retry`], [`supervise`], [`settings`], [`telemetry`]: time, delays, tasks, configuration values and the
 //!   description of metrics, in one place each.
 //!
@@ -12,6 +13,7 @@
 pub mod broker;
 pub mod clock;
 pub mod domain;
+pub mod failpoint;
 pub mod logs;
 pub mod retry;
 pub mod settings;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use jobgate_shared::failpoint;
 
 /// Each crate of the product, what its package is called, and the packages of ours it may depend on.
 const CRATES: [(&str, &str, &[&str]); 5] = [
@@ -156,6 +157,19 @@ fn a_library_is_named_only_where_it_belongs() -> Result<()> {
             Vec::<String>::new(),
             "{library} belongs into {homes:?}"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_failpoint_stands_in_one_gap() -> Result<()> {
+    let table = Path::new("shared/src/failpoint.rs");
+    let product = sources()?.into_iter().filter(|(path, _)| path != table && !path.starts_with("tests"));
+    let text: String = product.map(|(_, text)| text).collect();
+    for (name, _) in failpoint::POINTS {
+        // Each database commits in a place of its own.
+        let places = if name.starts_with("store.") { 2 } else { 1 };
+        assert_eq!(text.matches(&format!("\"{name}\"")).count(), places, "{name}");
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use super::{Accepted, Acceptor};
 use jobgate_shared::{
     broker::{Published, Route},
     domain::{ClusterName, JobId, JobState, NewJob},
+    failpoint,
     wire::{Hint, MAX_HINT},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -72,9 +73,10 @@ impl Acceptor {
     async fn publish(self: Arc<Self>, hints: Vec<(ClusterName, Vec<JobId>)>) {
         let publishing = hints.into_iter().map(async |(cluster, jobs)| {
             let route = Route::Cluster(cluster.clone());
+            failpoint::pass("accept.hinting");
             match self.broker.publish_hint(&route, Hint { jobs: jobs.clone() }).await {
                 // Without a queue nobody hears it; the dispatcher tries again when the hint has run out.
-                Ok(Published::Routed | Published::Unroutable) => {}
+                Ok(Published::Routed | Published::Unroutable) => failpoint::pass("accept.hinted"),
                 Err(error) => self.take_back(&cluster, &jobs, error.into()).await,
             }
         });

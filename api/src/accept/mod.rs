@@ -17,6 +17,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use jobgate_shared::{
     broker::Broker,
     domain::{Job, JobId, NewJob},
+    failpoint,
     retry::Delays,
     store::{Inserted, Store, StoreError, StoreResult},
     supervise::Tasks,
@@ -302,7 +303,9 @@ impl Acceptor {
         let replay_for = if self.away.load(Ordering::Relaxed) { Duration::ZERO } else { REPLAY_FOR };
         let mut delays = Delays::new(Duration::from_millis(20), Duration::from_millis(500));
         loop {
+            failpoint::pass("accept.taken");
             let outcome = tokio::time::timeout_at(began + PATIENCE, self.store.insert(jobs, hinted)).await;
+            failpoint::pass("accept.committed");
             let error = match outcome {
                 Ok(Err(error)) if error.is_transient() => error,
                 Ok(told) => {

@@ -9,6 +9,7 @@ use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::Futures
 use jobgate_shared::{
     broker::Route,
     domain::{ClusterName, JobId},
+    failpoint,
     store::{Due, Hinted, StoreError},
     wire::Nudge,
 };
@@ -95,6 +96,9 @@ impl Hinting {
             .boxed(),
             Effect::Fetch { cluster, limit, hint_for, again_after } => async move {
                 let due = shared.parts.store.due(&cluster, limit, hint_for, again_after).await;
+                if due.as_ref().is_ok_and(|due| !due.is_empty()) {
+                    failpoint::pass("dispatch.marked");
+                }
                 Input::Fetched(cluster, answered(due, "fetch due jobs"))
             }
             .boxed(),
@@ -151,6 +155,7 @@ impl Shared {
         let ids = |message: &Vec<Due>| message.iter().map(|due| due.job).collect();
         let hints = messages.iter().map(|message| (route.clone(), ids(message))).collect();
         let routed = publish(&*self.parts.broker, hints).await;
+        failpoint::pass("dispatch.hinted");
         let (mut fresh, mut again, mut failed) = (0, 0, Vec::new());
         let latency = metrics::histogram!("jobgate_dispatch_latency_seconds");
         for (message, routed) in messages.into_iter().zip(routed) {

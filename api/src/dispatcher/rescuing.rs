@@ -7,7 +7,7 @@ use super::{
     rescue::{Effect, Input, Rescue, Rules, ToWorker},
 };
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use jobgate_shared::{broker::Route, domain::JobId};
+use jobgate_shared::{broker::Route, domain::JobId, failpoint};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +57,9 @@ async fn drive(shared: Arc<Shared>) -> anyhow::Result<()> {
                     let shared = shared.clone();
                     let fetch = async move {
                         let found = shared.parts.store.stranded(&dead, limit, hint_for).await;
+                        if found.as_ref().is_ok_and(|found| !found.is_empty()) {
+                            failpoint::pass("rescue.marked");
+                        }
                         Input::Fetched(answered(found, "fetch stranded jobs"))
                     };
                     open.push(fetch.boxed());
@@ -93,6 +96,7 @@ impl Shared {
     async fn publish_rescue(self: Arc<Self>, hints: Vec<ToWorker>) -> Input {
         let messages = hints.iter().map(|hint| (Route::Worker(hint.worker), hint.jobs.clone())).collect();
         let routed = publish(&*self.parts.broker, messages).await;
+        failpoint::pass("rescue.hinted");
         let mut failed: Vec<JobId> = Vec::new();
         for (hint, routed) in hints.into_iter().zip(routed) {
             if routed {

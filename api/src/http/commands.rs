@@ -14,6 +14,7 @@ use super::{
 use axum::{Json, extract::State, http::HeaderMap};
 use jobgate_shared::{
     domain::{Command, JobId, JobState, Refusal, WorkerId},
+    failpoint,
     store::{Commanded, Filter, PageRequest},
     wire::Nudge,
 };
@@ -116,6 +117,7 @@ async fn command<N>(
 ) -> Answer<Json<JobDocument>> {
     accepts(headers, "application/json")?;
     params.end()?;
+    failpoint::pass("command.taken");
     let told = api.store.command(&caller.scope(), &[id], command, &caller.principal.by).await?.pop();
     match told.unwrap_or(Commanded::Absent) {
         Commanded::Done { job, owner } => {
@@ -266,6 +268,12 @@ fn meant_by(command: Command) -> Vec<JobState> {
 
 /// Lets those know who have something to do now.
 fn followed_up(api: &Arc<Api>, command: Command, owners: BTreeSet<WorkerId>) {
+    failpoint::pass(match command {
+        Command::Cancel => "cancel.recorded",
+        Command::Hold => "hold.recorded",
+        Command::Release => "release.recorded",
+        Command::Retry => "retry.recorded",
+    });
     api.feed.poke();
     match command {
         Command::Cancel if owners.is_empty() => {}

@@ -14,6 +14,7 @@ use jobgate_shared::{
     broker::{Broker, Delivery, Subscription},
     clock::Clock,
     domain::StatusEvent,
+    failpoint,
     retry::Delays,
     settings::Number,
     store::{Applied, Apply, StoreError},
@@ -91,9 +92,12 @@ impl Shared {
         while let Some(Some(first)) = shutdown.run_until_cancelled(events.next()).await {
             let (messages, settles) = self.take(first, &mut events);
             let batch = Batch::new(messages);
+            failpoint::pass("events.taken");
             // A shutdown leaves a batch that cannot be applied unsettled: it comes again, to another recorder.
             let Some(rejected) = self.apply(batch, &shutdown).await else { break };
+            failpoint::pass("events.applied");
             settle(settles, rejected).await;
+            failpoint::pass("events.acknowledged");
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! error that changes nothing is worse than one that fails.
 
 use super::{Config, ConfigError};
+use jobgate_shared::failpoint;
 use std::{collections::BTreeMap, str::FromStr};
 
 /// Every variable that means something, and what.
@@ -36,6 +37,15 @@ pub(crate) struct Environment {
     values: BTreeMap<String, String>,
     /// Names that mean nothing here.
     pub(crate) unknown: Vec<String>,
+}
+
+/// Heeds what tests order, in a build made for them. Says nothing of any other variable.
+pub(crate) fn take_orders() {
+    if failpoint::COMPILED_IN
+        && let Some(orders) = std::env::var_os(failpoint::VARIABLE)
+    {
+        failpoint::watch(orders.into());
+    }
 }
 
 impl Environment {

@@ -10,7 +10,7 @@ mod secret;
 mod sections;
 mod worker;
 
-pub(crate) use environment::Environment;
+pub(crate) use environment::{Environment, take_orders};
 pub(crate) use secret::Secret;
 pub(crate) use sections::{ApiSection, Config, LogFormat, TelemetrySection, TlsSection};
 pub(crate) use worker::ClusterSection;

@@ -8,6 +8,7 @@ use crate::{
 };
 use jobgate_shared::{
     domain::{Job, Submission, SubmissionTag, WorkerId},
+    failpoint,
     store::{Heartbeat, Pulse, StoreError},
 };
 use std::{sync::Arc, time::Duration};
@@ -130,6 +131,7 @@ impl Drive {
                     self.taking.cancel();
                     let (jobs, ended) = self.in_hand();
                     tracing::info!(worker = %self.id, jobs, ended, "draining: {jobs} jobs are handed back; {ended} more have ended and wait for their rows only");
+                    failpoint::pass("drain.begins");
                     self.step(vec![Input::Drain]);
                 }
                 count = self.messages.recv_many(&mut taken, MESSAGES) => {
@@ -285,6 +287,7 @@ impl Drive {
                 watched.iter().map(|(hold, submission)| (hold.tag, submission.clone())).collect();
             let began = Instant::now();
             let answer = engine.poll(&asked).await;
+            failpoint::pass("watch.seen");
             metrics::histogram!("jobgate_poll_seconds", "cluster" => name.clone()).record(began.elapsed().as_secs_f64());
             let outcome = if answer.is_ok() { "answered" } else { "away" };
             metrics::counter!("jobgate_rm_calls_total", "cluster" => name, "call" => "poll", "outcome" => outcome)
@@ -324,6 +327,12 @@ impl Drive {
         match answer {
             Ok(Heartbeat::Renewed { cancel, settled, lost }) => {
                 self.lease.renewed(sent);
+                if !cancel.is_empty() {
+                    failpoint::pass("cancel.known");
+                }
+                if !settled.is_empty() {
+                    failpoint::pass("settle.known");
+                }
                 let cancel = cancel.into_iter().map(Input::CancelRequested);
                 let news = cancel
                     .chain(settled.into_iter().map(Input::Settled))

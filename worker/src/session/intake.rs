@@ -6,6 +6,7 @@ use futures::FutureExt as _;
 use jobgate_shared::{
     broker::{Delivery, Route, Subscription},
     domain::{Job, JobId, JobState, Refusal, WorkerId},
+    failpoint,
     retry::Delays,
     store::{Claimed, WorkerCluster},
     supervise::Tasks,
@@ -69,8 +70,11 @@ impl Intakes {
         // Only the wait can be cut short: a claim under way must be answered, or its jobs would be nobody's for a lease.
         while let Some(Some(delivery)) = self.taking.run_until_cancelled(subscription.next()).await {
             let (hint, settle) = delivery.split();
+            failpoint::pass("adopt.hinted");
             let Some(jobs) = claimer.claim(&hint.jobs).await else { return };
+            failpoint::pass("adopt.committed");
             settle.ack().await;
+            failpoint::pass("adopt.acknowledged");
             if self.inbox.send(Message::Adopted(jobs)).await.is_err() {
                 return;
             }
@@ -164,8 +168,11 @@ impl Intake {
                 continue;
             }
             let ids = self.pocket.take(reserved as usize);
+            failpoint::pass("claim.hinted");
             let jobs = self.claimer.claim(&ids).await.ok_or(Closed)?;
+            failpoint::pass("claim.committed");
             self.pocket.used(ids.len()).await;
+            failpoint::pass("claim.acknowledged");
             let message = Message::Claimed { cluster: self.cluster, reserved, jobs };
             self.to.inbox.send(message).await.map_err(|_| Closed)?;
         }

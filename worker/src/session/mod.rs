@@ -25,6 +25,7 @@ use jobgate_shared::{
     broker::Broker,
     clock::Clock,
     domain::{ClusterName, WorkerId},
+    failpoint,
     logs::LogStore,
     retry::Delays,
     store::{Leases, Worker as Registration, WorkerCluster},
@@ -124,6 +125,7 @@ impl Worker {
             let (id, sent) = (WorkerId::generate(), self.clock.monotonic());
             match self.leases.register(&self.registration(id), self.timing.lease).await {
                 Ok(()) => {
+                    failpoint::pass("lease.registered");
                     tracing::info!(worker = %id, clusters = self.clusters.len(), "worker registered");
                     return (id, Arc::new(Lease::new(sent, self.timing.lease)));
                 }
@@ -173,10 +175,12 @@ impl Worker {
         // Whatever still waits for something waits in vain: the identity is over.
         lease.end();
         tasks.stop().await;
-        if matches!(ended, Ended::Drained)
-            && let Err(error) = self.leases.deregister(id).await
-        {
-            tracing::warn!(worker = %id, error = format!("{:#}", anyhow::Error::new(error)), "cannot deregister; the lease will run out by itself");
+        if matches!(ended, Ended::Drained) {
+            failpoint::pass("drain.finished");
+            if let Err(error) = self.leases.deregister(id).await {
+                tracing::warn!(worker = %id, error = format!("{:#}", anyhow::Error::new(error)), "cannot deregister; the lease will run out by itself");
+            }
+            failpoint::pass("drain.deregistered");
         }
         ended
     }

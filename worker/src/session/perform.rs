@@ -12,6 +12,7 @@ use crate::{
 use futures::{StreamExt as _, stream};
 use jobgate_shared::{
     domain::{StatusEvent, Submission, WorkerId},
+    failpoint,
     retry::Delays,
     store::{ToHandBack, ToRecord},
     supervise::Tasks,
@@ -45,6 +46,17 @@ impl Call {
             Self::Cancel(_) => "cancel",
             Self::Discard(_) => "discard",
             Self::Forget(_) => "forget",
+        }
+    }
+
+    /// The points before and behind it.
+    fn gaps(&self) -> [&'static str; 2] {
+        match self {
+            Self::Create(_) => ["create.begins", "create.done"],
+            Self::Start(_) => ["start.begins", "start.done"],
+            Self::Cancel(_) => ["cancel.begins", "cancel.done"],
+            Self::Discard(_) => ["discard.begins", "discard.done"],
+            Self::Forget(_) => ["forget.begins", "forget.done"],
         }
     }
 }
@@ -179,6 +191,8 @@ async fn one_call(
         return None;
     }
     let (engine, tag, name, began) = (&served.engine, hold.tag, call.name(), Instant::now());
+    let [before, behind] = call.gaps();
+    failpoint::pass(before);
     let (answered, input) = match call {
         Call::Create(job) => {
             let answer = engine.create(&job).await;
@@ -205,6 +219,7 @@ async fn one_call(
             (went(&answer), None)
         }
     };
+    failpoint::pass(behind);
     let took = began.elapsed();
     let outcome = if answered { "answered" } else { "away" };
     let cluster = served.name.to_string();
@@ -230,8 +245,10 @@ async fn record(
     while waiting.recv_many(&mut batch, MAX_RECORD).await > 0 {
         let (holds, items): (Vec<Hold>, Vec<ToRecord>) = batch.drain(..).unzip();
         let began = Instant::now();
+        failpoint::pass("record.begins");
         let inputs = match worker.leases.record(&items).await {
             Ok(outcomes) => {
+                failpoint::pass("record.committed");
                 metrics::histogram!("jobgate_record_submission_seconds")
                     .record(began.elapsed().as_secs_f64());
                 holds
@@ -266,8 +283,12 @@ async fn hand_back(
     while waiting.recv_many(&mut batch, MAX_RECORD).await > 0 {
         let mut delays = Delays::network();
         while lease.holds() {
+            failpoint::pass("hand_back.begins");
             match worker.leases.hand_back(id, &batch).await {
-                Ok(()) => break,
+                Ok(()) => {
+                    failpoint::pass("hand_back.done");
+                    break;
+                }
                 Err(error) => {
                     tracing::warn!(
                         jobs = batch.len(),

@@ -3,6 +3,7 @@
 use super::Worker;
 use jobgate_shared::{
     domain::{JobId, Observation, StatusEvent},
+    failpoint,
     retry::Delays,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -29,8 +30,10 @@ pub(super) async fn run(worker: Arc<Worker>, mut waiting: mpsc::UnboundedReceive
         if away_since.is_some() && (closing || patience) && apply(&worker, &mut batch).await {
             continue;
         }
+        failpoint::pass("publish.begins");
         match worker.broker.publish_events(batch.clone()).await {
             Ok(()) => {
+                failpoint::pass("publish.confirmed");
                 batch.clear();
                 delays.reset();
                 away_since = None;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use jobgate_shared::{
     domain::{JobId, Submission, SubmissionTag},
+    failpoint,
     logs::LogStream,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -160,9 +161,11 @@ pub(super) async fn ship_stream(
         if grew {
             metrics::counter!("jobgate_log_bytes_total").increment(chunk.bytes.len() as u64);
             to = logs.append(tag.job, tag.attempt, stream, to, chunk.bytes).await?;
+            failpoint::pass("logs.appended");
         }
         if chunk.last {
             logs.finish(tag.job, tag.attempt, stream, to).await?;
+            failpoint::pass("logs.finished");
             return Ok(Shipped { to, done: true });
         }
         if !grew {

@@ -5,6 +5,7 @@ use super::{Worker, lease::Lease, ship};
 use crate::engine::Engine;
 use jobgate_shared::{
     domain::{JobId, Submission, SubmissionTag},
+    failpoint,
     logs::LogStream,
     supervise::Tasks,
 };
@@ -37,7 +38,9 @@ async fn sweep(worker: &Worker, place: usize, lease: &Lease) -> anyhow::Result<(
         if !lease.holds() {
             return Ok(());
         }
+        failpoint::pass("sweep.found");
         served.engine.discard(tag, Some(&submission)).await?;
+        failpoint::pass("sweep.discarded");
         metrics::counter!("jobgate_leftovers_swept_total", "cluster" => served.name.to_string()).increment(1);
         tracing::info!(job = %tag.job, attempt = tag.attempt, cluster = %served.name, "swept a submission no row records");
     }

@@ -4,6 +4,7 @@
 
 use super::{PostgresConfig, fault::Fault};
 use crate::{
+    failpoint,
     retry::Delays,
     store::{StoreError, StoreResult},
     supervise::Tasks,
@@ -124,8 +125,11 @@ impl Pools {
         let (answer, answered) = oneshot::channel();
         let pools = Arc::clone(self);
         self.tasks.spawn("postgres_write", async move {
+            failpoint::pass("store.writing");
+            let written = pools.run(lane, &input, work).await;
+            failpoint::pass("store.written");
             // The caller may be gone; the write is done all the same.
-            answer.send(pools.run(lane, &input, work).await).ok();
+            answer.send(written).ok();
         });
         answered.await.unwrap_or_else(|_| Err(Fault::Away(anyhow!("the write's task panicked"))))
     }

@@ -5,6 +5,7 @@
 
 use crate::{
     clock::Clock,
+    failpoint,
     store::{StoreError, StoreResult},
 };
 use chrono::{DateTime, Utc};
@@ -126,7 +127,9 @@ async fn merge(transaction: &mut Transaction, batch: impl Iterator<Item = Work>)
         failed = execute(transaction, statement).await.err();
     }
     if failed.is_none() {
+        failpoint::pass("store.writing");
         failed = execute(transaction, "-- commit\nCOMMIT").await.err();
+        failpoint::pass("store.written");
     }
     if let Some(error) = &failed {
         tracing::error!(%error, operations = answers.len(), "a transaction failed; its callers try again");

@@ -13,7 +13,7 @@
 
 use super::records::{Failure, RunSpec, RunnerRecord};
 use chrono::{DateTime, Utc};
-use jobgate_shared::domain::Observation;
+use jobgate_shared::{domain::Observation, failpoint};
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
@@ -170,6 +170,7 @@ impl Attempt {
     pub(super) fn write_exit(&self, end: &Observation) -> io::Result<()> {
         self.write_json("exit.new", end)?;
         self.open_existing("exit.new")?.ok_or(Errno::NOENT)?.sync_all()?;
+        failpoint::pass("runner.exit_written");
         rustix::fs::renameat(&self.dir, "exit.new", &self.dir, "exit")?;
         self.sync()
     }

@@ -15,7 +15,10 @@ use crate::{
 };
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
-use jobgate_shared::domain::{Ending, Observation, Reach, Submission, SubmissionTag, identity_env};
+use jobgate_shared::{
+    domain::{Ending, Observation, Reach, Submission, SubmissionTag, identity_env},
+    failpoint,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -141,6 +144,7 @@ impl Calls {
         let spawned = runner::command(&self.context.runner, self.spool.path(), place).spawn();
         let (slot, answer) = match spawned {
             Ok(child) => {
+                failpoint::pass("spool.spawned");
                 self.count("jobgate_local_runners_started_total", 1);
                 (Some(Slot::Started(child)), Ok(()))
             }
@@ -197,7 +201,9 @@ impl Calls {
     pub(super) fn cancel(&self, place: Place) -> io::Result<()> {
         let Some(attempt) = self.spool.attempt(place)? else { return Ok(()) };
         attempt.ask_cancel()?;
+        failpoint::pass("spool.cancel_asked");
         if attempt.take_tombstone()? {
+            failpoint::pass("spool.buried");
             return self.spool.ring();
         }
         // Begun, or never to begin. A runner that has the token opened its control before it took it.
@@ -222,6 +228,7 @@ impl Calls {
         let Some(place) = place else { return Ok(()) };
         let Some(attempt) = self.spool.attempt(place)? else { return Ok(()) };
         if attempt.take_tombstone()? || attempt.is_discarded()? {
+            failpoint::pass("spool.discarded");
             self.spool.remove(place)?;
         }
         Ok(())

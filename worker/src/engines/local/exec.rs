@@ -9,6 +9,7 @@ use super::{
     spool::{Place, Spool},
 };
 use anyhow::Context as _;
+use jobgate_shared::failpoint;
 use rustix::{
     fs::Mode,
     process::{Pid, Resource, Rlimit, Signal},
@@ -36,9 +37,13 @@ pub(super) fn second_stage(spool: &Spool, place: Place, runner: i32, cpus: &str)
     if rustix::process::getppid().map(Pid::as_raw_pid) != Some(runner) {
         return Ok(ExitCode::FAILURE);
     }
+    failpoint::pass("exec.begins");
     let attempt = spool.attempt(place)?.context("the attempt is gone")?;
     let failure = match take_on(&attempt, place, cpus) {
-        Ok(spec) => become_command(&spool.path().join(place.path()), &spec),
+        Ok(spec) => {
+            failpoint::pass("exec.ready");
+            become_command(&spool.path().join(place.path()), &spec)
+        }
         Err(error) => Failure { exit_code: NOT_RUNNABLE, reason: format!("cannot be run: {error:#}") },
     };
     attempt.write_failure(&failure)?;

@@ -16,6 +16,7 @@ use chrono::{DateTime, Utc};
 use jobgate_shared::{
     clock::{Clock as _, SystemClock},
     domain::{Ending, Observation},
+    failpoint,
 };
 use rustix::io::Errno;
 use std::{
@@ -98,6 +99,7 @@ pub(super) fn command(runner: &RunnerCommand, spool: &Path, place: Place) -> Com
     let mut command = Command::new(&runner.program);
     command.args(&runner.args).args(words("run", spool, place)).args(&runner.args);
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    failpoint::hand_down(&mut command);
     command
 }
 
@@ -120,14 +122,17 @@ fn run(path: &Path, place: Place, again: &[OsString]) -> anyhow::Result<ExitCode
     let control = attempt.control().context("control")?;
     let Some(spec) = attempt.spec()? else { return Ok(ExitCode::from(NOT_MINE)) };
     anyhow::ensure!(!signals.terminated(), "told to end before it began");
+    failpoint::pass("runner.ready");
     if !begins(&spool, place, &attempt).context("start token")? {
         return Ok(ExitCode::from(NOT_MINE));
     }
+    failpoint::pass("runner.token");
     let began = match attempt.token()? {
         Some(Token::Runner { at }) => at,
         Some(Token::Tombstone { .. }) | None => anyhow::bail!("the start token changed"),
     };
     attempt.write_runner(&RunnerRecord { runner: ProcessMark::of_self()? })?;
+    failpoint::pass("runner.known");
     let observed = if attempt.is_cancel_asked()? {
         ended(Ending::Canceled, None, Some("canceled before it began".to_owned()), None)
     } else {
@@ -142,7 +147,9 @@ fn run(path: &Path, place: Place, again: &[OsString]) -> anyhow::Result<ExitCode
             }
         }
     };
+    failpoint::pass("runner.ended");
     write_exit(&attempt, &observed)?;
+    failpoint::pass("runner.exited");
     spool.ring().context("bell")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -213,6 +220,7 @@ impl Begun<'_> {
         let stdin = self.lay_out()?;
         let files = [self.attempt.create_new("stdout")?, self.attempt.create_new("stderr")?];
         let mut child = self.second_stage(&cpus, stdin).spawn().context("its process")?;
+        failpoint::pass("runner.child");
         let pipes = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
         let pumps = pipes
             .into_iter()
@@ -250,6 +258,7 @@ impl Begun<'_> {
         command.args(self.again).args(words("exec", self.spool.path(), self.place)).args([&me, cpus]);
         let identity = IDENTITY.iter().filter_map(|name| self.spec.env.get_key_value(*name));
         command.env_clear().envs(identity);
+        failpoint::hand_down(&mut command);
         command.process_group(0).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

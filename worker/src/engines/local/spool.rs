@@ -13,7 +13,10 @@
 
 use super::{attempt::Attempt, records::RunSpec};
 use anyhow::Context as _;
-use jobgate_shared::domain::{Submission, SubmissionTag};
+use jobgate_shared::{
+    domain::{Submission, SubmissionTag},
+    failpoint,
+};
 use rustix::{
     fs::{AtFlags, Mode, OFlags, ResolveFlags},
     io::Errno,
@@ -172,8 +175,10 @@ impl Spool {
         let attempt = Attempt::new(self.open_dir(&inner)?.ok_or(Errno::NOENT)?);
         attempt.prepare(spec)?;
         rustix::fs::fsync(self.open_dir(&outer)?.ok_or(Errno::NOENT)?)?;
+        failpoint::pass("spool.prepared");
         match rustix::fs::renameat(&self.root, &outer, &self.root, tag.to_string()) {
             Ok(()) => {
+                failpoint::pass("spool.named");
                 rustix::fs::fsync(&self.root)?;
                 Ok(Some(place))
             }
@@ -217,7 +222,7 @@ impl Spool {
     pub(super) fn remove(&self, place: Place) -> io::Result<()> {
         let trash = format!("trash/{}", place.nonce);
         match rustix::fs::renameat(&self.root, place.path(), &self.root, &trash) {
-            Ok(()) => {}
+            Ok(()) => failpoint::pass("spool.trashed"),
             Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
