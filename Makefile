@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench clean-services
+.PHONY: test lint audit bench crash-matrix clean-services
 
 test:
 	deploy/install-services
@@ -37,6 +37,12 @@ bench:
 	$(CARGO_TARGET_DIR)/release/jobgate bench $(BENCH)
 	$(CARGO_TARGET_DIR)/release/with-services sh -c 'JOBGATE_DATABASE_URL=$$JOBGATE_TEST_DATABASE_URL \
 	    JOBGATE_BROKER_URL=$$JOBGATE_TEST_AMQP_URL $(CARGO_TARGET_DIR)/release/jobgate bench $(BENCH)'
+
+# Processes aborted at every point × its first and n-th passing × both forms × every kind of manager; `test` runs a slice.
+crash-matrix:
+	deploy/install-services
+	cargo build --workspace --all-targets --locked
+	JOBGATE_TEST_CRASH_MATRIX=whole $(WITH_SERVICES) cargo test --workspace --locked --test crash_matrix -- --nocapture
 
 # Runs end their servers themselves; this removes what a run that was killed with -9 left in the temporary directory.
 clean-services:

@@ -9,7 +9,7 @@
 use std::env;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// `postgres://` address of the run's server, database `postgres`, a user who may create databases.
 pub const DATABASE_URL: &str = "JOBGATE_TEST_DATABASE_URL";
@@ -17,6 +17,18 @@ pub const DATABASE_URL: &str = "JOBGATE_TEST_DATABASE_URL";
 pub const AMQP_URL: &str = "JOBGATE_TEST_AMQP_URL";
 /// `http://user:password@…` address of the same broker's management API.
 pub const MANAGEMENT_URL: &str = "JOBGATE_TEST_MANAGEMENT_URL";
+
+/// `whole` for every cell of the crash matrix; otherwise a slice that passes each point once.
+const CRASH_MATRIX: &str = "JOBGATE_TEST_CRASH_MATRIX";
+
+/// Whether every cell of the crash matrix is asked for.
+pub fn whole_crash_matrix() -> Result<bool> {
+    match env::var(CRASH_MATRIX).as_deref() {
+        Ok("whole") => Ok(true),
+        Ok("") | Err(env::VarError::NotPresent) => Ok(false),
+        Ok(_) | Err(env::VarError::NotUnicode(_)) => bail!("{CRASH_MATRIX} can only be `whole`"),
+    }
+}
 
 /// The value of `name`, or an error that says how to get one.
 pub fn required(name: &str) -> Result<String> {

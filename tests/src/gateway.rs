@@ -29,6 +29,8 @@ pub struct Site {
     dir: TempDir,
     config: PathBuf,
     servers: BTreeMap<&'static str, String>,
+    /// What else its processes find in their environment.
+    variables: BTreeMap<&'static str, String>,
     started: usize,
 }
 
@@ -61,7 +63,12 @@ impl Site {
         let dir = tempfile::Builder::new().prefix("jobgate-test-site-").tempdir()?;
         let file = dir.path().join("jobgate.toml");
         fs::write(&file, config)?;
-        Ok(Self { dir, config: file, servers, started: 0 })
+        Ok(Self { dir, config: file, servers, variables: BTreeMap::new(), started: 0 })
+    }
+
+    /// Gives every process started from now on a variable more.
+    pub fn set(&mut self, variable: &'static str, value: impl Into<String>) {
+        self.variables.insert(variable, value.into());
     }
 
     /// Where jobs write down that they ran.
@@ -147,7 +154,7 @@ impl Site {
         let mut command = Command::new(environment::jobgate()?);
         // First, because what follows a `--` is a job's.
         command.arg("--config").arg(&self.config).arg("--data-dir").arg(self.data_dir()).args(arguments);
-        command.envs(&self.servers).current_dir(self.dir.path());
+        command.envs(&self.servers).envs(&self.variables).current_dir(self.dir.path());
         Ok(command)
     }
 }

@@ -5,12 +5,14 @@
 //! * [`process`]: child processes with a log, a readiness probe and a certain end.
 //! * [`containment`]: a command whose every descendant is accounted for at its end.
 //! * [`gateway`]: the product itself as real processes, a client, and the ledger its jobs write.
+//! * [`crash`]: the matrix of every point at which a process can end, and what must hold after each.
 //! * [`scrape`]: what the product says it measures.
 //! * [`wait`]: polling with a bound, for what gives no signal. [`ports`]: free loopback ports.
 //!
 //! Nothing here may skip a test because a server is missing.
 
 pub mod containment;
+pub mod crash;
 pub mod environment;
 pub mod gateway;
 pub mod ports;

@@ -1,0 +1,245 @@
+//! What the matrix is made of: every point with the work that passes it, and where it cannot be passed at all.
+
+/// Where the rows are, and with that how many processes there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Form {
+    /// `serve`.
+    Sqlite,
+    /// `api`, `worker` and `recorder`, with RabbitMQ between.
+    Postgres,
+}
+
+/// What stands behind the clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Manager {
+    /// Processes of this host.
+    Local,
+    /// The engine that runs nothing, over a state that outlives the workers, in each way of submitting.
+    TwoPhase,
+    /// The same.
+    UniqueName,
+    /// The same.
+    Fenced,
+    /// The same.
+    AtMostOnce,
+}
+
+impl Form {
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::Sqlite, Self::Postgres];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
+impl Manager {
+    /// Every one.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Local, Self::TwoPhase, Self::UniqueName, Self::Fenced, Self::AtMostOnce];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::TwoPhase => "two_phase",
+            Self::UniqueName => "unique_name",
+            Self::Fenced => "fenced",
+            Self::AtMostOnce => "at_most_once",
+        }
+    }
+}
+
+/// What makes processes pass a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drive {
+    /// Jobs that run and end, well and otherwise.
+    Run,
+    /// A job that is held, then released.
+    Release,
+    /// A waiting job that is cancelled, then retried.
+    Retry,
+    /// A job that is cancelled while it runs.
+    Cancel,
+    /// A job that is cancelled while it is being created.
+    CancelUnrecorded,
+    /// A job that is cancelled once it is recorded, before it begins.
+    CancelUnbegun,
+    /// The worker is told to stop while a job runs.
+    Drain,
+    /// The worker is killed while a job runs, and started again.
+    Kill,
+    /// A submission nobody knows lies in the manager.
+    Leftover,
+}
+
+/// Where a point can be passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    Everywhere,
+    /// With processes of this host only.
+    Local,
+    /// Where submissions can be inert.
+    Inert,
+}
+
+/// One point of the product.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Point {
+    pub(super) name: &'static str,
+    pub(super) drive: Drive,
+    pub(super) reach: Reach,
+    /// Which passing is the n-th.
+    pub(super) nth: usize,
+}
+
+impl Point {
+    /// The process that ends there is a role, not a job's own.
+    pub(super) fn ends_a_role(&self) -> bool {
+        !self.name.starts_with("runner.") && !self.name.starts_with("exec.")
+    }
+
+    /// It can be passed with this manager.
+    pub(super) fn can_occur(&self, manager: Manager) -> bool {
+        match self.reach {
+            Reach::Everywhere => true,
+            Reach::Local => manager == Manager::Local,
+            Reach::Inert => matches!(manager, Manager::Local | Manager::TwoPhase),
+        }
+    }
+}
+
+const fn point(name: &'static str, drive: Drive, reach: Reach, nth: usize) -> Point {
+    Point { name, drive, reach, nth }
+}
+
+use Drive::{Cancel, CancelUnbegun, CancelUnrecorded, Drain, Kill, Leftover, Release, Retry, Run};
+use Reach::{Everywhere, Inert, Local};
+
+/// Every point, and how the matrix gets there.
+pub(super) const POINTS: &[Point] = &[
+    point("accept.taken", Run, Everywhere, 2),
+    point("accept.committed", Run, Everywhere, 2),
+    point("accept.hinting", Run, Everywhere, 2),
+    point("accept.hinted", Run, Everywhere, 2),
+    point("command.taken", Retry, Everywhere, 2),
+    point("cancel.recorded", Cancel, Everywhere, 2),
+    point("hold.recorded", Release, Everywhere, 2),
+    point("release.recorded", Release, Everywhere, 2),
+    point("retry.recorded", Retry, Everywhere, 2),
+    point("dispatch.marked", Release, Everywhere, 2),
+    point("dispatch.hinted", Release, Everywhere, 2),
+    point("rescue.marked", Kill, Everywhere, 2),
+    point("rescue.hinted", Kill, Everywhere, 2),
+    point("events.taken", Run, Everywhere, 3),
+    point("events.applied", Run, Everywhere, 3),
+    point("events.acknowledged", Run, Everywhere, 3),
+    point("lease.registered", Kill, Everywhere, 2),
+    point("claim.hinted", Run, Everywhere, 3),
+    point("claim.committed", Run, Everywhere, 3),
+    point("claim.acknowledged", Run, Everywhere, 3),
+    point("adopt.hinted", Kill, Everywhere, 2),
+    point("adopt.committed", Kill, Everywhere, 2),
+    point("adopt.acknowledged", Kill, Everywhere, 2),
+    point("create.begins", Run, Everywhere, 3),
+    point("create.done", Run, Everywhere, 3),
+    point("record.begins", Run, Everywhere, 2),
+    point("record.committed", Run, Everywhere, 2),
+    point("start.begins", Run, Everywhere, 3),
+    point("start.done", Run, Everywhere, 3),
+    point("watch.seen", Run, Everywhere, 3),
+    point("publish.begins", Run, Everywhere, 3),
+    point("publish.confirmed", Run, Everywhere, 3),
+    point("settle.known", Run, Everywhere, 2),
+    point("forget.begins", Run, Everywhere, 3),
+    point("forget.done", Run, Everywhere, 3),
+    point("logs.appended", Run, Local, 2),
+    point("logs.finished", Run, Local, 3),
+    point("cancel.known", Cancel, Everywhere, 2),
+    point("cancel.begins", Cancel, Everywhere, 2),
+    point("cancel.done", Cancel, Everywhere, 2),
+    point("discard.begins", CancelUnrecorded, Everywhere, 2),
+    point("discard.done", CancelUnrecorded, Everywhere, 2),
+    point("drain.begins", Drain, Everywhere, 2),
+    point("hand_back.begins", Drain, Everywhere, 2),
+    point("hand_back.done", Drain, Everywhere, 2),
+    point("drain.finished", Drain, Everywhere, 2),
+    point("drain.deregistered", Drain, Everywhere, 2),
+    point("sweep.found", Leftover, Inert, 2),
+    point("sweep.discarded", Leftover, Inert, 2),
+    point("store.writing", Run, Everywhere, 7),
+    point("store.written", Run, Everywhere, 7),
+    point("spool.prepared", Run, Local, 3),
+    point("spool.named", Run, Local, 3),
+    point("spool.spawned", Run, Local, 3),
+    point("spool.cancel_asked", Cancel, Local, 2),
+    point("spool.buried", CancelUnbegun, Local, 2),
+    point("spool.discarded", CancelUnrecorded, Local, 2),
+    point("spool.trashed", Run, Local, 2),
+    point("runner.ready", Run, Local, 3),
+    point("runner.token", Run, Local, 3),
+    point("runner.known", Run, Local, 3),
+    point("runner.child", Run, Local, 3),
+    point("runner.ended", Run, Local, 3),
+    point("runner.exit_written", Run, Local, 3),
+    point("runner.exited", Run, Local, 3),
+    point("exec.begins", Run, Local, 3),
+    point("exec.ready", Run, Local, 3),
+];
+
+/// One place in the matrix.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cell {
+    pub(super) point: &'static Point,
+    /// Which passing.
+    pub(super) nth: usize,
+}
+
+/// The cells of one form and manager; the quick slice has each point once, where it is cheapest to reach.
+pub(super) fn cells(form: Form, manager: Manager, whole: bool) -> Vec<Cell> {
+    let cheapest = |point: &Point| match point.reach {
+        Everywhere | Inert => Manager::TwoPhase,
+        Local => Manager::Local,
+    };
+    let meant = |point: &&Point| {
+        point.can_occur(manager) && (whole || form == Form::Sqlite && manager == cheapest(point))
+    };
+    let occurrences = |point: &'static Point| {
+        let nth = if whole { vec![1, point.nth] } else { vec![1] };
+        nth.into_iter().map(move |nth| Cell { point, nth })
+    };
+    POINTS.iter().filter(meant).flat_map(occurrences).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jobgate_shared::failpoint;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_point_of_the_product_has_its_place_in_the_matrix() {
+        let planned: BTreeSet<_> = POINTS.iter().map(|point| point.name).collect();
+        let there: BTreeSet<_> = failpoint::POINTS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(planned, there);
+        assert_eq!(planned.len(), POINTS.len());
+    }
+
+    #[test]
+    fn the_quick_slice_has_every_point_once_and_the_whole_has_both_occurrences() {
+        let all = |whole: bool| {
+            Form::ALL
+                .into_iter()
+                .flat_map(|form| Manager::ALL.map(|manager| (form, manager)))
+                .flat_map(move |(form, manager)| cells(form, manager, whole))
+                .count()
+        };
+        assert_eq!(all(false), POINTS.len());
+        let places: usize =
+            POINTS.iter().map(|p| Manager::ALL.iter().filter(|m| p.can_occur(**m)).count()).sum();
+        assert_eq!(all(true), places * 2 * 2);
+        assert!(POINTS.iter().all(|point| point.nth > 1));
+    }
+}

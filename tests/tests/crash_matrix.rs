@@ -1,0 +1,14 @@
+//! Processes aborted in every gap of the protocol, and started again. `make crash-matrix` runs all of it.
+
+use anyhow::{Result, ensure};
+use jobgate_tests::{crash, environment};
+
+#[tokio::test]
+async fn wherever_a_process_ends_every_accepted_job_ends_as_it_would_have_and_begins_once() -> Result<()> {
+    let whole = environment::whole_crash_matrix()?;
+    let report = crash::run(whole).await;
+    println!("{}", report.table(whole));
+    let failures = report.failures;
+    ensure!(failures.is_empty(), "{} failures:\n\n{}", failures.len(), failures.join("\n\n"));
+    Ok(())
+}
