@@ -310,8 +310,14 @@ fn exists_already(answer: rustix::io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// The id of this spool: whoever links its own first wins, and everyone reads that one.
+/// The id of this spool: whoever links its own first wins, and everyone reads that one. Where it is there, nothing is
+/// written: a worker can begin on a full disk.
 fn host_id(root: &OwnedFd) -> anyhow::Result<String> {
+    match rustix::fs::statat(root, "host-id", AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => return read_host_id(root).context("host-id"),
+        Err(Errno::NOENT) => {}
+        Err(error) => return Err(error).context("host-id"),
+    }
     let (mine, id) = (format!("new/{}", Uuid::new_v4()), Uuid::new_v4());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = rustix::fs::openat(root, &mine, flags, Mode::RUSR | Mode::WUSR)?;
@@ -354,4 +360,21 @@ fn make_enterable(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spool_that_stands_is_opened_without_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool");
+        let made = Spool::open(&path).unwrap();
+        // Where a file that is being made would lie; its time tells of one, though it is gone.
+        let touched = || fs::metadata(path.join("new")).unwrap().modified().unwrap();
+        let before = touched();
+        let found = Spool::open(&path).unwrap();
+        assert_eq!((touched(), found.host_id()), (before, made.host_id()));
+    }
 }
