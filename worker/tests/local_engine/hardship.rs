@@ -337,15 +337,16 @@ async fn a_runner_that_cannot_be_started_is_an_outage_and_no_end() {
 async fn a_runner_that_cannot_work_says_why() {
     let rig = LocalRig::new();
     let engine = rig.engine();
-    let made = create(&engine, &job(&rig, ":")).await;
-    // The name its output needs is taken.
-    let place = rig.attempt(&made);
-    fs::create_dir(place.join("stdout")).unwrap();
-    engine.start(made.tag, &made.submission).await.unwrap();
-    let (ending, exit_code, reason) = end(&engine, &made).await;
-    assert_eq!((ending, exit_code), (Ending::Failed, None));
-    assert!(reason.starts_with("cannot be run: "), "{reason}");
-    assert_eq!(rig.runs(&made), 0);
+    // The name its own record needs is taken, or the one its output needs.
+    for name in ["runner", "stdout"] {
+        let made = create(&engine, &job(&rig, ":")).await;
+        fs::create_dir(rig.attempt(&made).join(name)).unwrap();
+        engine.start(made.tag, &made.submission).await.unwrap();
+        let (ending, exit_code, reason) = end(&engine, &made).await;
+        assert_eq!((ending, exit_code), (Ending::Failed, None), "{name}: {reason}");
+        assert!(reason.starts_with("cannot be run: "), "{reason}");
+        assert_eq!(rig.runs(&made), 0);
+    }
     // One that cannot even begin leaves its words beside the job.
     let made = create(&engine, &job(&rig, ":")).await;
     let place = rig.attempt(&made);

@@ -131,19 +131,26 @@ fn run(path: &Path, place: Place, again: &[OsString]) -> anyhow::Result<ExitCode
         Some(Token::Runner { at }) => at,
         Some(Token::Tombstone { .. }) | None => anyhow::bail!("the start token changed"),
     };
-    attempt.write_runner(&RunnerRecord { runner: ProcessMark::of_self()? })?;
+    let known = attempt.write_runner(&RunnerRecord { runner: ProcessMark::of_self()? });
     failpoint::pass("runner.known");
-    let observed = if attempt.is_cancel_asked()? {
-        ended(Ending::Canceled, None, Some("canceled before it began".to_owned()), None)
-    } else {
-        let cgroup = spec.cgroup.as_ref().map(|group| Cgroup::at(group, &place.submission_id()));
-        let mut work = Begun { spool: &spool, place, attempt: &attempt, spec, cgroup, again };
-        match work.run(&control, &signals, began) {
-            Ok(end) => end,
-            Err(error) => {
-                // What has begun must not go on after it is said to have ended.
-                end_children(work.cgroup.as_ref())?;
-                ended(Ending::Failed, None, Some(format!("cannot be run: {error:#}")), Some(began))
+    let observed = match known {
+        // On a full disk, say. Nothing has begun, so nobody needs to find it; but the token is spent.
+        Err(error) => {
+            ended(Ending::Failed, None, Some(format!("cannot be run: its runner's record: {error}")), None)
+        }
+        Ok(()) if attempt.is_cancel_asked()? => {
+            ended(Ending::Canceled, None, Some("canceled before it began".to_owned()), None)
+        }
+        Ok(()) => {
+            let cgroup = spec.cgroup.as_ref().map(|group| Cgroup::at(group, &place.submission_id()));
+            let mut work = Begun { spool: &spool, place, attempt: &attempt, spec, cgroup, again };
+            match work.run(&control, &signals, began) {
+                Ok(end) => end,
+                Err(error) => {
+                    // What has begun must not go on after it is said to have ended.
+                    end_children(work.cgroup.as_ref())?;
+                    ended(Ending::Failed, None, Some(format!("cannot be run: {error:#}")), Some(began))
+                }
             }
         }
     };
