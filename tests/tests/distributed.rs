@@ -179,3 +179,17 @@ async fn no_accepted_job_is_lost_when_the_database_is_restarted_amid_posts() -> 
     client.all_finished(1200, Duration::from_secs(90)).await?;
     end(workers.into_iter().chain(recorders).chain(api)).await
 }
+
+#[tokio::test]
+async fn a_worker_that_cannot_open_its_spool_says_so_and_ends_in_order() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
+    let nowhere = "[clusters.local]\nengine = \"local\"\nspool_dir = \"/dev/null/spool\"\n";
+    let site = Site::distributed(nowhere, database.url(), vhost.url())?;
+    site.run(&["migrate"])?;
+    let output = site.output(&["worker"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains("/dev/null/spool"), "{}: {said}", output.status);
+    ensure!(!said.contains("panicked"), "{said}");
+    Ok(())
+}

@@ -56,7 +56,13 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     let bound = listening::serve_ops(config.telemetry.listen, ops, &listening_tasks).await?;
     let Some(doors) = doors::distributed(config, "worker", &shutdown).await? else { return Ok(Exit::Done) };
     probe.open(&doors);
-    start(config, &DataDir::make(&config.data_dir)?, &doors, &tasks)?;
+    let started =
+        DataDir::make(&config.data_dir).and_then(|data_dir| start(config, &data_dir, &doors, &tasks));
+    if let Err(error) = started {
+        // A connection to the broker panics when the runtime ends before it does.
+        doors.close().await;
+        return Err(error);
+    }
     tracing::info!(ops = %bound, "jobgate worker works; its health is at http://{bound}/readyz");
     tasks.wait().await;
     doors.close().await;
