@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench crash-matrix clean-services
+.PHONY: test lint audit bench crash-matrix torture clean-services
 
 test:
 	deploy/install-services
@@ -43,6 +43,12 @@ crash-matrix:
 	deploy/install-services
 	cargo build --workspace --all-targets --locked
 	JOBGATE_TEST_CRASH_MATRIX=whole $(WITH_SERVICES) cargo test --workspace --locked --test crash_matrix -- --nocapture
+
+# Faults that follow from a seed, real processes, a verdict; TORTURE holds flags, such as TORTURE="--seconds 600 --seed 7".
+torture:
+	deploy/install-services
+	cargo build --workspace --all-targets --locked
+	$(CARGO_TARGET_DIR)/debug/torture $(TORTURE)
 
 # Runs end their servers themselves; this removes what a run that was killed with -9 left in the temporary directory.
 clean-services:

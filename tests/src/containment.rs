@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::time::timeout;
 
 use crate::wait::until;
@@ -107,6 +107,35 @@ fn strangers(ours: &[Pid]) -> Result<Vec<Process>> {
         }
     }
     Ok(running)
+}
+
+/// The signals by which a terminal or a CI runner ends us.
+#[derive(Debug)]
+pub struct Interrupts {
+    int: Signals,
+    term: Signals,
+    hangup: Signals,
+}
+
+impl Interrupts {
+    /// They no longer end this process by themselves.
+    pub fn install() -> Result<Self> {
+        let of = |kind| signal(kind).context("listen for signals");
+        Ok(Self {
+            int: of(SignalKind::interrupt())?,
+            term: of(SignalKind::terminate())?,
+            hangup: of(SignalKind::hangup())?,
+        })
+    }
+
+    /// The exit code the next signal asks for.
+    pub async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.int.recv() => 130,
+            _ = self.term.recv() => 143,
+            _ = self.hangup.recv() => 129,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -40,15 +40,16 @@ pub fn required(name: &str) -> Result<String> {
     })
 }
 
-/// The `jobgate` binary built with this test: cargo's own word for it, else the file beside the test's `deps` folder.
+/// The `jobgate` binary built with this program: cargo's own word for it, else the file beside it, or beside the `deps`
+/// folder a test lies in.
 pub fn jobgate() -> Result<PathBuf> {
     if let Ok(path) = env::var("CARGO_BIN_EXE_jobgate") {
         return Ok(path.into());
     }
-    let test = env::current_exe().context("where this test's executable lies")?;
-    let profile =
-        test.parent().and_then(|deps| deps.parent()).context("no folder above the test's executable")?;
-    let binary = profile.join("jobgate");
-    ensure!(binary.is_file(), "{} is missing: run `cargo build -p jobgate` first", binary.display());
-    Ok(binary)
+    let program = env::current_exe().context("where this program's executable lies")?;
+    let beside = program.ancestors().skip(1).take(2).map(|folder| folder.join("jobgate"));
+    let found = beside.into_iter().find(|binary| binary.is_file());
+    found.with_context(|| {
+        format!("there is no jobgate near {}: run `cargo build -p jobgate` first", program.display())
+    })
 }

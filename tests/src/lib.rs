@@ -7,6 +7,7 @@
 //! * [`gateway`]: the product itself as real processes, a client, and the ledger its jobs write.
 //! * [`crash`]: the matrix of every point at which a process can end, and what must hold after each.
 //! * [`scrape`]: what the product says it measures.
+//! * [`torture`]: all of it at once, with faults that follow from a seed and a checker of what is left.
 //! * [`wait`]: polling with a bound, for what gives no signal. [`ports`]: free loopback ports.
 //!
 //! Nothing here may skip a test because a server is missing.
@@ -19,4 +20,5 @@ pub mod ports;
 pub mod process;
 pub mod scrape;
 pub mod services;
+pub mod torture;
 pub mod wait;

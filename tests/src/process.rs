@@ -178,6 +178,11 @@ impl Managed {
         Ok(self.child.try_wait()?.is_none())
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// The last lines it wrote, for the message of a failure.
     pub fn log_tail(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();

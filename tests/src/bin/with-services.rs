@@ -10,11 +10,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use jobgate_tests::containment;
+use jobgate_tests::containment::{self, Interrupts};
 use jobgate_tests::environment::{AMQP_URL, DATABASE_URL, MANAGEMENT_URL};
 use jobgate_tests::services::{Postgres, RabbitMq};
 use tokio::process::Command;
-use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 /// The shell's code for a command that could not be run, used for all failures of our own.
 const OURS: u8 = 125;
@@ -63,31 +62,4 @@ async fn run(words: Vec<OsString>) -> Result<u8> {
         eprintln!("with-services: {fault}");
     }
     Ok(if outcome.code == 0 && !faults.is_empty() { 1 } else { outcome.code })
-}
-
-/// The signals by which a terminal or a CI runner ends us.
-struct Interrupts {
-    int: Signals,
-    term: Signals,
-    hangup: Signals,
-}
-
-impl Interrupts {
-    fn install() -> Result<Self> {
-        let of = |kind| signal(kind).context("listen for signals");
-        Ok(Self {
-            int: of(SignalKind::interrupt())?,
-            term: of(SignalKind::terminate())?,
-            hangup: of(SignalKind::hangup())?,
-        })
-    }
-
-    /// The exit code the next signal asks for.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.int.recv() => 130,
-            _ = self.term.recv() => 143,
-            _ = self.hangup.recv() => 129,
-        }
-    }
 }
