@@ -5,8 +5,8 @@
 //! * [`logs`]: what jobs print, in an object store.
 //! * [`wire`]: what travels through the broker.
 //! * [`failpoint`]: where a test ends a process; nothing in a release build.
-//! * [`clock`], [`retry`], [`supervise`], [`settings`], [`telemetry`]: time, delays, tasks, configuration values and the
-//!   description of metrics, in one place each.
+//! * [`clock`], [`random`], [`retry`], [`supervise`], [`settings`], [`telemetry`]: time, chance, delays, tasks,
+//!   configuration values and the description of metrics, in one place each.
 //!
 //! Nothing here knows HTTP, a resource manager or the command line.
 
@@ -15,6 +15,7 @@ pub mod clock;
 pub mod domain;
 pub mod failpoint;
 pub mod logs;
+pub mod random;
 pub mod retry;
 pub mod settings;
 pub mod store;

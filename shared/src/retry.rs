@@ -1,10 +1,14 @@
 //! Delays between tries. The only file that knows the `backoff` crate, which is unmaintained: it serves as a pure source
-//! of delays, nothing sleeps or reads a clock in it.
+//! of delays, nothing sleeps or reads a clock in it, and the jitter is ours, so that a simulation can seed it.
 
+use crate::random;
 use backoff::{ExponentialBackoff, backoff::Backoff as _};
 use std::time::Duration;
 
-/// Delays that grow from a first to a longest one, with full jitter, and never end.
+/// How far a delay is made shorter or longer, as a share of it.
+const JITTER: f64 = 0.5;
+
+/// Delays that grow from a first to a longest one, with jitter, and never end.
 #[derive(Debug)]
 pub struct Delays(ExponentialBackoff);
 
@@ -16,7 +20,7 @@ impl Delays {
             current_interval: first,
             max_interval: longest,
             multiplier: 2.0,
-            randomization_factor: 0.5,
+            randomization_factor: 0.0,
             // The crate's default ends a "for ever" after 15 minutes: the very outage that matters.
             max_elapsed_time: None,
             ..ExponentialBackoff::default()
@@ -33,7 +37,8 @@ impl Delays {
     /// The next delay.
     pub fn next_delay(&mut self) -> Duration {
         // `None` only once `max_elapsed_time` has passed, and there is none.
-        self.0.next_backoff().unwrap_or(self.0.max_interval)
+        let delay = self.0.next_backoff().unwrap_or(self.0.max_interval);
+        delay.mul_f64(2.0f64.mul_add(JITTER * random::share(), 1.0 - JITTER))
     }
 
     /// Begins again at the first delay, after a success.

@@ -69,6 +69,7 @@ impl Tasks {
                     delays.reset();
                 }
                 tokio::select! {
+                    biased;
                     () = shutdown.cancelled() => break,
                     () = tokio::time::sleep(delays.next_delay()) => {}
                 }

@@ -9,7 +9,7 @@
 use std::env;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 /// `postgres://` address of the run's server, database `postgres`, a user who may create databases.
 pub const DATABASE_URL: &str = "JOBGATE_TEST_DATABASE_URL";

@@ -61,6 +61,10 @@ impl Hinting {
         let mut effects = Vec::new();
         loop {
             let input = tokio::select! {
+                // What others can send without end comes last.
+                biased;
+                Ok(()) = health.changed() => Input::Broker(takes(&mut health)),
+                Ok(()) = serving.changed() => Input::Workers(serving.borrow_and_update().clone()),
                 Some(input) = self.open.next() => input,
                 () = self.timer.rung() => Input::Wake(Wake::Rested),
                 () = shared.parts.budget.wanted() => Input::Wake(Wake::Wanted),
@@ -69,8 +73,6 @@ impl Hinting {
                     Nudge::Settings => Input::Wake(Wake::Settings),
                     Nudge::Cancel { .. } => continue,
                 },
-                Ok(()) = health.changed() => Input::Broker(takes(&mut health)),
-                Ok(()) = serving.changed() => Input::Workers(serving.borrow_and_update().clone()),
             };
             if let Input::Looked(Some(look)) = &input {
                 self.show(&look.hinted);

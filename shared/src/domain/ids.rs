@@ -15,7 +15,7 @@ macro_rules! uuid_id {
         impl $name {
             /// A new identity; time-ordered, so that new rows land together in an index.
             pub fn generate() -> Self {
-                Self(Uuid::now_v7())
+                Self(crate::random::uuid())
             }
         }
 

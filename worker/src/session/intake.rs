@@ -212,6 +212,7 @@ impl Intake {
                 return Ok(());
             }
             tokio::select! {
+                biased;
                 () = self.to.taking.cancelled() => return Err(Closed),
                 () = opened => {}
                 () = tokio::time::sleep(LOOK_FOR_ROOM) => {}

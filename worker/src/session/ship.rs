@@ -56,6 +56,9 @@ pub(super) async fn run(
         let next = shipments.values().map(|s| s.look_at).min();
         let due = next.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
         tokio::select! {
+            // Orders before looks: an order is done at once, and there are only a few for each job.
+            biased;
+            () = lease.over().cancelled() => return,
             order = orders.recv() => match order {
                 None => return,
                 Some(Order::Begin(hold, submission)) => {
@@ -69,7 +72,6 @@ pub(super) async fn run(
                 }
                 Some(Order::Stop(job)) => drop(shipments.remove(&job)),
             },
-            () = lease.over().cancelled() => return,
             () = tokio::time::sleep_until(due), if next.is_some() => {
                 let now = Instant::now();
                 let ready: Vec<JobId> =

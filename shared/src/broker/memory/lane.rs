@@ -139,6 +139,7 @@ impl<K: Key, T: Body> Lane<K, T> {
                 Err(body) => body,
             };
             tokio::select! {
+                biased;
                 () = room => {}
                 () = self.closed.cancelled() => return Err(Refused),
             }
@@ -272,6 +273,7 @@ impl<K: Key, T: Body> Source<T> for Reading<K, T> {
                 return Some(delivery);
             }
             tokio::select! {
+                biased;
                 () = arrived => {}
                 () = lane.closed.cancelled() => return None,
             }
