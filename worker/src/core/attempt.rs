@@ -136,6 +136,11 @@ impl Attempt {
         !matches!(self.phase, Phase::Ended { .. } | Phase::Done)
     }
 
+    /// It waits for its turn to be created.
+    pub(super) fn is_queued(&self) -> bool {
+        matches!(self.phase, Phase::Queued { .. })
+    }
+
     pub(super) fn is_suspect(&self) -> bool {
         self.suspect
     }

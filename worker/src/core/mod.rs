@@ -321,7 +321,8 @@ impl Core {
             }
             for cluster in &mut self.clusters {
                 let Some(job) = cluster.queue.front().copied() else { continue };
-                let Some(attempt) = self.attempts.get(&job) else {
+                // Gone, or canceled while it waited for its turn: its discard is out.
+                let Some(attempt) = self.attempts.get(&job).filter(|a| a.is_queued()) else {
                     cluster.queue.pop_front();
                     begun = Some(None);
                     break;

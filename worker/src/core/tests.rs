@@ -223,6 +223,22 @@ fn a_cancel_before_the_record_discards_and_only_then_says_canceled() {
 }
 
 #[test]
+fn a_cancel_of_what_waits_for_its_turn_outlasts_that_turn() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let jobs = [b.job(), b.job(), b.job()];
+    for job in &jobs {
+        b.grant(job);
+    }
+    let waits = hold(&jobs[2]);
+    assert!(
+        matches!(b.step(Input::CancelRequested(jobs[2].id))[..], [Effect::Discard(h, None)] if h == waits)
+    );
+    let answered = b.step(Input::Created(hold(&jobs[0]), Ok(submission("s"))));
+    assert!(matches!(answered[..], [Effect::Record(..)]), "{answered:?}");
+    assert_eq!(endings(&b.step(Input::Discarded(waits, Ok(())))), [Ending::Canceled]);
+}
+
+#[test]
 fn a_cancel_after_the_record_never_starts_what_was_not_started() {
     let mut b = Bench::new(SubmitMode::TwoPhase);
     let job = b.job();
