@@ -89,6 +89,8 @@ pub(super) struct Attempt {
     tries: u32,
     cancel: bool,
     suspect: bool,
+    /// An earlier claim may have submitted it, and what it submitted may run unrecorded.
+    unsure: bool,
     wants_create: bool,
     /// Its logs are shipped to the end, which may be known before a poll sees that it ended.
     shipped: bool,
@@ -117,14 +119,9 @@ impl Attempt {
             },
         };
         let cancel = job.life.cancel_requested;
+        let unsure = job.life.fruitless_claims > 1 && runs_unrecorded(serving);
         let (seq, tries, wants_create, shipped, wake) = (0, 0, false, false, None);
-        let mut attempt =
-            Self { hold, phase, seq, tries, cancel, suspect, wants_create, shipped, time_limit, wake };
-        // An earlier claim may have submitted it, and this manager cannot be asked: submitting again could run it twice.
-        if serving.capabilities.mode == SubmitMode::AtMostOnce && job.life.fruitless_claims > 1 {
-            attempt.suspect = true;
-        }
-        attempt
+        Self { hold, phase, seq, tries, cancel, suspect, unsure, wants_create, shipped, time_limit, wake }
     }
 
     pub(super) fn hold(&self) -> Hold {
@@ -194,13 +191,12 @@ impl Attempt {
     /// Just granted: fresh, or adopted with what is recorded.
     pub(super) fn begin(&mut self, cx: &mut Context<'_>) {
         match &self.phase {
-            Phase::Queued { .. } if self.cancel => self.discard(cx, None),
-            Phase::Queued { .. }
-                if self.suspect && cx.serving.capabilities.mode == SubmitMode::AtMostOnce =>
-            {
+            // This manager cannot be asked: submitting again could run it twice, and nothing it runs can be found to be ended.
+            Phase::Queued { .. } if self.unsure && cx.serving.capabilities.mode == SubmitMode::AtMostOnce => {
                 let why = "an earlier claim may have submitted it, and this resource manager cannot tell";
                 self.end(cx, None, Ending::Lost, None, Some(why.to_owned()));
             }
+            Phase::Queued { .. } if self.cancel => self.discard(cx, None),
             Phase::Queued { .. } => self.wants_create = true,
             Phase::Watching { submission, .. } => {
                 if cx.serving.capabilities.logs {
@@ -610,14 +606,16 @@ impl Attempt {
     /// The worker stops: what has not begun goes back, what runs goes on without us. Called again after every step of a
     /// drain, so an attempt whose answer is still out is given up when the answer comes.
     pub(super) fn drain(&mut self, cx: &mut Context<'_>) {
-        let unsure = self.tries > 0
-            && match cx.serving.capabilities.mode {
-                SubmitMode::UniqueName | SubmitMode::AtMostOnce => true,
-                SubmitMode::TwoPhase | SubmitMode::Fenced => false,
-            };
+        let unsure = self.unsure || self.tries > 0 && runs_unrecorded(cx.serving);
         match &self.phase {
             // A create went unanswered and may run: it stays CLAIMED for an adopter, who knows to be careful.
             Phase::Queued { .. } if unsure => self.phase = Phase::Done,
+            // Back in line, an end that the row has not heard yet would be stale, and what was lost be submitted again.
+            Phase::Ended { submission: None, .. }
+                if cx.serving.capabilities.mode == SubmitMode::AtMostOnce =>
+            {
+                self.phase = Phase::Done;
+            }
             // An end is told on the way out; should the row not hear it, an adopter sees it again.
             Phase::Queued { .. } | Phase::Watching { .. } | Phase::Ended { .. } => {
                 self.hand_back(cx, "its worker stopped".to_owned(), Duration::ZERO);
@@ -634,6 +632,14 @@ impl Attempt {
         let (job, epoch) = (self.hold.tag.job, self.hold.epoch);
         cx.effects.push(Effect::HandBack(ToHandBack { job, epoch, why, pause }));
         self.phase = Phase::Done;
+    }
+}
+
+/// What a create made may run although no row records it.
+fn runs_unrecorded(serving: &Serving) -> bool {
+    match serving.capabilities.mode {
+        SubmitMode::UniqueName | SubmitMode::AtMostOnce => true,
+        SubmitMode::TwoPhase | SubmitMode::Fenced => false,
     }
 }
 

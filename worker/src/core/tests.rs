@@ -297,6 +297,10 @@ fn an_at_most_once_job_whose_earlier_claim_may_have_submitted_it_is_lost_and_not
     let mut job = b.job();
     job.life.fruitless_claims = 2;
     assert_eq!(endings(&b.grant(&job)), [Ending::Lost]);
+    let mut canceled = b.job();
+    canceled.life.fruitless_claims = 2;
+    canceled.life.cancel_requested = true;
+    assert_eq!(endings(&b.grant(&canceled)), [Ending::Lost], "canceled would say that it does not run");
 }
 
 #[test]
@@ -388,6 +392,25 @@ fn a_drain_hands_back_what_waits_and_what_runs_and_lets_answers_come_in_first() 
     );
     assert_eq!(b.core.jobs(), 0);
     assert_eq!(b.core.room(b.now.since_start, 0, 10), 0);
+}
+
+#[test]
+fn a_drain_puts_nothing_back_in_line_that_may_run_unrecorded() {
+    let mut b = Bench::new(SubmitMode::AtMostOnce);
+    let lost = b.job();
+    b.grant(&lost);
+    b.step(Input::Created(hold(&lost), Err(Fault::Away("down".into()))));
+    assert_eq!(b.step(Input::Drain), [], "its end is told, and the row stays as it is until that is heard");
+    assert_eq!(b.core.jobs(), 0);
+    let mut b = Bench::new(SubmitMode::UniqueName);
+    let (first, mut adopted) = (b.job(), b.job());
+    adopted.life.fruitless_claims = 2;
+    let (before, other) = (b.job(), b.job());
+    for job in [&before, &other, &first, &adopted] {
+        b.grant(job);
+    }
+    let effects = b.step(Input::Drain);
+    assert!(matches!(&effects[..], [Effect::HandBack(item)] if item.job == first.id), "{effects:?}");
 }
 
 #[test]
