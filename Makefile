@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench crash-matrix torture clean-services
+.PHONY: test lint audit bench crash-matrix torture simulate clean-services
 
 test:
 	deploy/install-services
@@ -49,6 +49,11 @@ torture:
 	deploy/install-services
 	cargo build --workspace --all-targets --locked
 	$(CARGO_TARGET_DIR)/debug/torture $(TORTURE)
+
+# More seeds than `test` runs, as SEEDS="1000000" [FROM="0"], or one with all that happens in it, as SEED="7".
+simulate:
+	SIMULATE_SEED="$(SEED)" SIMULATE_SEEDS="$(SEEDS)" SIMULATE_FROM="$(FROM)" \
+	    cargo test --workspace --locked --test simulation -- --nocapture --exact every_job_runs_once_and_settles_whatever_fails
 
 # Runs end their servers themselves; this removes what a run that was killed with -9 left in the temporary directory.
 clean-services:
