@@ -1,12 +1,18 @@
 //! Reading posted JSON: what is wrong is told by the path of its field.
 
 use super::problem::{Answer, Kind, Problem};
-use serde::de::DeserializeOwned;
+use jobgate_shared::domain::object;
+use serde::{Deserialize, de::DeserializeOwned};
+
+/// A posted document: an object, never a list.
+#[derive(Deserialize)]
+#[serde(transparent, bound = "T: DeserializeOwned")]
+struct Whole<T>(#[serde(deserialize_with = "object")] T);
 
 /// Reads a posted document; a fault names its field.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     match serde_json::from_slice(bytes) {
-        Ok(document) => Ok(document),
+        Ok(Whole(document)) => Ok(document),
         Err(_) => Err(read_again::<T>(bytes)),
     }
 }
@@ -16,7 +22,7 @@ pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
 #[cold]
 fn read_again<T: DeserializeOwned>(bytes: &[u8]) -> Problem {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let (path, error) = match serde_path_to_error::deserialize::<_, T>(&mut json) {
+    let (path, error) = match serde_path_to_error::deserialize::<_, Whole<T>>(&mut json) {
         Ok(_) => (None, json.end().err()),
         Err(error) => (Some(error.path().to_string()), Some(error.into_inner())),
     };

@@ -6,7 +6,7 @@ use super::problem::{Answer, Problem};
 use crate::clusters::SpecValidator;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use jobgate_shared::domain::{
-    ClusterName, Document, Ending, IdempotencyKey, JobId, JobSpec, NewJob, Project, RetryPolicy,
+    ClusterName, Document, Ending, IdempotencyKey, JobId, JobSpec, NewJob, Project, RetryPolicy, object,
 };
 use serde::Deserialize;
 use std::path::Path;
@@ -51,6 +51,7 @@ pub struct JobRequest {
     #[schema(minimum = -100, maximum = 100)]
     priority: i64,
     /// What to run.
+    #[serde(deserialize_with = "object")]
     spec: JobSpec,
     /// Anything the job's readers want to find beside it; not interpreted.
     #[serde(default)]
@@ -61,7 +62,7 @@ pub struct JobRequest {
     #[schema(minimum = 1, maximum = 100, default = 1)]
     max_attempts: i64,
     /// When another attempt follows a failed one.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     retry: RetryPolicy,
     /// Not before this time; a time in the past means now.
     run_at: Option<DateTime<Utc>>,

@@ -10,6 +10,7 @@ mod every_fact;
 mod history;
 mod ids;
 mod job;
+mod object;
 #[cfg(test)]
 mod samples;
 mod spec;
@@ -20,6 +21,7 @@ pub use event::{Ending, Observation, Seq, StatusEvent, Submission};
 pub use history::{AttemptTimes, Deviation, HistoryEntry, derive_history};
 pub use ids::{ClusterName, JobId, NameError, Project, Reach, SubmissionTag, TokenId, WorkerId};
 pub use job::{Agreement, Document, IdempotencyKey, Job, Life, NewJob, RetryPolicy, identity_env};
+pub use object::object;
 pub use spec::{JobSpec, Resources, SpecError};
 pub use state::{JobState, Phase};
 pub use transition::{

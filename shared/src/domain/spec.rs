@@ -1,5 +1,6 @@
 //! What to run, in words every resource manager can be told, and the limits any spec must keep.
 
+use super::object;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -23,7 +24,7 @@ pub struct JobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
     /// What it needs.
-    #[serde(default, skip_serializing_if = "Resources::is_empty")]
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
     /// Seconds it may run; the job is `TIMED_OUT` after that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
