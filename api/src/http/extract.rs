@@ -14,7 +14,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use jobgate_shared::{
-    domain::{JobId, Project},
+    domain::{JobId, NameError, Project},
     store::{Role, Scope},
 };
 use std::{borrow::Cow, marker::PhantomData, str::FromStr, sync::Arc};
@@ -113,21 +113,25 @@ fn bearer(headers: &HeaderMap) -> Answer<&str> {
     if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(missing()) }
 }
 
+/// The project named by the header or the query. Named twice it must be the same one.
 fn choose_project(parts: &Parts, principal: &Principal) -> Answer<Option<Project>> {
-    let named = match parts.headers.get(PROJECT_HEADER) {
-        Some(value) => Some(Cow::Borrowed(
-            value.to_str().map_err(|_| Problem::invalid(PROJECT_HEADER, "must be the name of a project"))?,
-        )),
-        None => query(parts).find(|(key, _)| key == "project").map(|(_, value)| value),
-    };
-    let Some(named) = named else { return Ok(principal.project.clone()) };
-    let named: Project = named
-        .parse()
-        .map_err(|e: jobgate_shared::domain::NameError| Problem::invalid("project", e.to_string()))?;
-    match &principal.project {
-        Some(own) if *own != named => Err(Problem::new(Kind::NotFound, "there is no such project")),
-        Some(_) | None => Ok(Some(named)),
+    let headers = parts.headers.get_all(PROJECT_HEADER).into_iter();
+    let headers = headers.map(|value| (PROJECT_HEADER, value.to_str().map_or("".into(), Cow::Borrowed)));
+    let queried = query(parts).filter(|(key, _)| key == "project").map(|(_, value)| ("project", value));
+    let mut chosen = principal.project.clone();
+    let mut told = None;
+    for (place, name) in headers.chain(queried) {
+        let named: Project = name.parse().map_err(|e: NameError| Problem::invalid(place, e.to_string()))?;
+        if told.as_ref().is_some_and(|told| *told != named) {
+            return Err(Problem::invalid(place, "names another project than the request does elsewhere"));
+        }
+        chosen = Some(named.clone());
+        told = Some(named);
     }
+    if principal.project.is_some() && chosen != principal.project {
+        return Err(Problem::new(Kind::NotFound, "there is no such project"));
+    }
+    Ok(chosen)
 }
 
 fn query(parts: &Parts) -> form_urlencoded::Parse<'_> {
