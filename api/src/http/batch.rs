@@ -45,7 +45,6 @@ pub(super) enum ItemOutcome {
     Job(Box<JobDocument>),
     /// Stored; told in short, as asked by `Prefer: return=minimal`.
     #[serde(rename = "job")]
-    #[schema(rename = "minimal_job")]
     Minimal(MinimalJob),
     /// Not stored.
     Error(Problem),
@@ -53,6 +52,7 @@ pub(super) enum ItemOutcome {
 
 /// As little of a job as there can be told.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct MinimalJob {
     /// The job.
     id: JobId,
@@ -66,7 +66,7 @@ pub(super) struct MinimalJob {
 /// wrong with others. Under an `Idempotency-Key`, each job has the key `key#index`.
 #[utoipa::path(post, path = "/v1/jobs/batch", tag = "jobs", operation_id = "post_batch",
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "Your own name for this batch"),
+        ("Idempotency-Key" = Option<String>, Header, pattern = "^[!-~]{1,200}$", description = "Your own name for this batch"),
         ("Prefer" = Option<String>, Header, description = "`return=minimal` answers ids and states only"),
     ),
     request_body(content(

@@ -64,7 +64,6 @@ pub(super) struct QueueAge {
 
 /// Tells how many jobs stand where, and how long they wait.
 #[utoipa::path(get, path = "/v1/queues", tag = "operations", operation_id = "list_queues",
-    params(("project" = Option<String>, Query, description = "For a token of every project: one of them")),
     responses((status = 200, description = "Every queue", body = Queues)))]
 pub(super) async fn queues(
     State(api): State<Arc<Api>>,

@@ -7,7 +7,7 @@ use super::{
     Api,
     document::JobDocument,
     extract::{Caller, Canceling, JobPath, Params, Submitting, accepts},
-    filter,
+    filter::{self, FilterParams},
     limits::{BULK_COMMAND, MAX_PAGE},
     problem::{Answer, Kind, Problem},
 };
@@ -26,6 +26,17 @@ use tokio::time::Instant;
 const PAGE: u32 = 500;
 /// Most refusals told one by one.
 const MAX_REFUSALS: usize = 100;
+
+/// What a command for many jobs takes beside a filter.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "what the document says of parameters; they are taken one by one")]
+struct BulkParams {
+    /// Needed when there is no filter.
+    all: Option<bool>,
+    /// `next_cursor` of the answer before, with the same filter.
+    cursor: Option<String>,
+}
 
 /// What became of a command for many jobs.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
@@ -54,7 +65,7 @@ pub(super) struct RefusedJob {
 /// Ends a job, or keeps it from beginning.
 #[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "commands", operation_id = "cancel_job",
     params(("id" = Uuid, Path, description = "The job")),
-    responses((status = 200, description = "Recorded", body = JobDocument), (status = 409, description = "It has ended", body = Problem)))]
+    responses((status = 200, description = "Recorded", body = JobDocument), (status = 409, description = "It has ended")))]
 pub(super) async fn cancel(
     State(api): State<Arc<Api>>,
     caller: Caller<Canceling>,
@@ -68,7 +79,7 @@ pub(super) async fn cancel(
 /// Keeps a waiting job from beginning until it is released.
 #[utoipa::path(post, path = "/v1/jobs/{id}/hold", tag = "commands", operation_id = "hold_job",
     params(("id" = Uuid, Path, description = "The job")),
-    responses((status = 200, description = "Held", body = JobDocument), (status = 409, description = "It does not wait", body = Problem)))]
+    responses((status = 200, description = "Held", body = JobDocument), (status = 409, description = "It does not wait")))]
 pub(super) async fn hold(
     State(api): State<Arc<Api>>,
     caller: Caller<Submitting>,
@@ -82,7 +93,7 @@ pub(super) async fn hold(
 /// Lets a held job wait for a worker again.
 #[utoipa::path(post, path = "/v1/jobs/{id}/release", tag = "commands", operation_id = "release_job",
     params(("id" = Uuid, Path, description = "The job")),
-    responses((status = 200, description = "Released", body = JobDocument), (status = 409, description = "It is not held", body = Problem)))]
+    responses((status = 200, description = "Released", body = JobDocument), (status = 409, description = "It is not held")))]
 pub(super) async fn release(
     State(api): State<Arc<Api>>,
     caller: Caller<Submitting>,
@@ -96,7 +107,7 @@ pub(super) async fn release(
 /// Runs an ended job once more.
 #[utoipa::path(post, path = "/v1/jobs/{id}/retry", tag = "commands", operation_id = "retry_job",
     params(("id" = Uuid, Path, description = "The job")),
-    responses((status = 200, description = "It waits again", body = JobDocument), (status = 409, description = "It has not failed", body = Problem)))]
+    responses((status = 200, description = "It waits again", body = JobDocument), (status = 409, description = "It has not failed")))]
 pub(super) async fn retry(
     State(api): State<Arc<Api>>,
     caller: Caller<Submitting>,
@@ -131,16 +142,7 @@ async fn command<N>(
 
 /// Cancels every job a filter means; of any state that has not ended, unless states are named.
 #[utoipa::path(post, path = "/v1/jobs/cancel", tag = "commands", operation_id = "cancel_jobs",
-    params(
-        ("state" = Option<Vec<String>>, Query, description = "As when listing"),
-        ("label" = Option<Vec<String>>, Query, description = "As when listing"),
-        ("cluster" = Option<String>, Query, description = "As when listing"),
-        ("name" = Option<String>, Query, description = "As when listing"),
-        ("created_after" = Option<String>, Query, description = "As when listing"),
-        ("created_before" = Option<String>, Query, description = "As when listing"),
-        ("all" = Option<bool>, Query, description = "Needed when there is no other filter"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the answer before"),
-    ),
+    params(FilterParams, BulkParams),
     responses((status = 200, description = "What became of it", body = BulkOutcome)))]
 pub(super) async fn cancel_many(
     State(api): State<Arc<Api>>,
@@ -153,7 +155,7 @@ pub(super) async fn cancel_many(
 
 /// Holds every waiting job a filter means.
 #[utoipa::path(post, path = "/v1/jobs/hold", tag = "commands", operation_id = "hold_jobs",
-    params(("label" = Option<Vec<String>>, Query, description = "And every other parameter of `POST /v1/jobs/cancel`")),
+    params(FilterParams, BulkParams),
     responses((status = 200, description = "What became of it", body = BulkOutcome)))]
 pub(super) async fn hold_many(
     State(api): State<Arc<Api>>,
@@ -166,7 +168,7 @@ pub(super) async fn hold_many(
 
 /// Releases every held job a filter means.
 #[utoipa::path(post, path = "/v1/jobs/release", tag = "commands", operation_id = "release_jobs",
-    params(("label" = Option<Vec<String>>, Query, description = "And every other parameter of `POST /v1/jobs/cancel`")),
+    params(FilterParams, BulkParams),
     responses((status = 200, description = "What became of it", body = BulkOutcome)))]
 pub(super) async fn release_many(
     State(api): State<Arc<Api>>,
@@ -179,7 +181,7 @@ pub(super) async fn release_many(
 
 /// Retries every job a filter means that ended other than well.
 #[utoipa::path(post, path = "/v1/jobs/retry", tag = "commands", operation_id = "retry_jobs",
-    params(("label" = Option<Vec<String>>, Query, description = "And every other parameter of `POST /v1/jobs/cancel`")),
+    params(FilterParams, BulkParams),
     responses((status = 200, description = "What became of it", body = BulkOutcome)))]
 pub(super) async fn retry_many(
     State(api): State<Arc<Api>>,

@@ -41,13 +41,38 @@ pub(super) struct ChangeEvent<'a> {
     entry: &'a HistoryEntry,
 }
 
+/// An event, as its fields stand in the stream.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "what the document says of a stream")]
+pub(super) struct StreamedEvent {
+    /// What kind it is.
+    event: StreamedKind,
+    /// Where the stream stands behind it, for `Last-Event-ID`; history that is told first has none.
+    #[schema(nullable = false)]
+    id: Option<String>,
+    /// JSON: a `ChangeEvent`; for a gap `{"after":"<id>"}`.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
+
+/// What an event tells of.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "what the document says of a stream")]
+enum StreamedKind {
+    /// A change of a job.
+    Change,
+    /// Changes that are not kept any more.
+    Gap,
+}
+
 /// Streams the changes of every job in sight.
 ///
 /// Events of the type `change` hold a change of one job; one of the type `gap` says that changes were missed. Send
 /// `Last-Event-ID` to go on where a stream ended.
 #[utoipa::path(get, path = "/v1/events", tag = "events", operation_id = "stream_events",
-    params(("Last-Event-ID" = Option<String>, Header, description = "Id of the last event heard")),
-    responses((status = 200, description = "Changes, until the client leaves", content_type = "text/event-stream", body = ChangeEvent)))]
+    params(("Last-Event-ID" = Option<String>, Header, pattern = "^[0-9]{1,18}-[0-9]{1,9}$", description = "Id of the last event heard")),
+    responses((status = 200, description = "Changes, until the client leaves", content_type = "text/event-stream", body = StreamedEvent)))]
 pub(super) async fn all(
     State(api): State<Arc<Api>>,
     caller: Caller<Reading>,
@@ -66,9 +91,9 @@ pub(super) async fn all(
 #[utoipa::path(get, path = "/v1/jobs/{id}/events", tag = "events", operation_id = "stream_job_events",
     params(
         ("id" = Uuid, Path, description = "The job"),
-        ("Last-Event-ID" = Option<String>, Header, description = "Id of the last event heard"),
+        ("Last-Event-ID" = Option<String>, Header, pattern = "^[0-9]{1,18}-[0-9]{1,9}$", description = "Id of the last event heard"),
     ),
-    responses((status = 200, description = "Changes, until the client leaves", content_type = "text/event-stream", body = ChangeEvent)))]
+    responses((status = 200, description = "Changes, until the client leaves", content_type = "text/event-stream", body = StreamedEvent)))]
 pub(super) async fn of_job(
     State(api): State<Arc<Api>>,
     caller: Caller<Reading>,

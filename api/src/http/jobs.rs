@@ -4,11 +4,12 @@ use super::{
     Api,
     document::JobDocument,
     extract::{Caller, JobPath, Params, RawJson, Reading, Submitting, accepts},
-    filter, json,
+    filter::{self, FilterParams},
+    json,
     limits::{DEFAULT_PAGE, MAX_JOB, MAX_OUTPUTS, MAX_PAGE, MAX_WAIT},
     logs::log_store_away,
     problem::{Answer, Kind, Problem},
-    request::{self, JobRequest, Posting},
+    request::{self, JobRequest, Label, Posting},
 };
 use crate::accept::{Accepted, Full};
 use axum::{
@@ -46,14 +47,14 @@ pub(super) struct JobPage {
 /// answered with the same job.
 #[utoipa::path(post, path = "/v1/jobs", tag = "jobs", operation_id = "post_job",
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "Your own name for this submission; 1 to 200 visible ASCII characters"),
-        ("project" = Option<String>, Query, description = "For a token of every project: whose job it is"),
+        ("Idempotency-Key" = Option<String>, Header, pattern = "^[!-~]{1,200}$",
+            description = "Your own name for this submission; 1 to 200 visible ASCII characters"),
     ),
     request_body = JobRequest,
     responses(
         (status = 201, description = "Stored", body = JobDocument, headers(("Location" = String, description = "Path of the job"))),
         (status = 200, description = "Stored before, under the same key", body = JobDocument),
-        (status = 422, description = "The key stands for another body", body = Problem),
+        (status = 422, description = "The key stands for another body"),
     ))]
 pub(super) async fn post(
     State(api): State<Arc<Api>>,
@@ -123,15 +124,9 @@ pub(super) fn digest(body: &[u8]) -> [u8; 32] {
 /// Lists jobs, newest first.
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs", operation_id = "list_jobs",
     params(
-        ("state" = Option<Vec<String>>, Query, description = "In one of these states; repeated, or with commas between"),
-        ("label" = Option<Vec<String>>, Query, description = "With every one of these labels; repeated"),
-        ("cluster" = Option<String>, Query, description = "Of this cluster"),
-        ("name" = Option<String>, Query, description = "Of exactly this name"),
-        ("created_after" = Option<String>, Query, description = "Accepted at or after this time"),
-        ("created_before" = Option<String>, Query, description = "Accepted before this time"),
-        ("limit" = Option<u32>, Query, description = "Most jobs of the page: 1 to 1000, 100 when absent"),
+        FilterParams,
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Most jobs of the page; 100 when absent"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before, with the same filter"),
-        ("project" = Option<String>, Query, description = "For a token of every project: one of them"),
     ),
     responses((status = 200, description = "A page", body = JobPage)))]
 pub(super) async fn list(
@@ -161,7 +156,8 @@ pub(super) async fn list(
 #[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "get_job",
     params(
         ("id" = Uuid, Path, description = "The job"),
-        ("wait" = Option<String>, Query, description = "Wait so long for its end, such as `30s`; at most 60 s"),
+        ("wait" = Option<String>, Query, pattern = "^[0-9]{1,5}(ms|s|m)?$",
+            description = "Wait so long for its end, such as `30s`; at most 60 s"),
     ),
     responses((status = 200, description = "The job", body = JobDocument)))]
 pub(super) async fn get(
@@ -242,6 +238,7 @@ pub(super) async fn history(
 #[schema(example = json!({"progress": 40, "outputs": {"rows": 1200}}))]
 pub(super) struct JobPatch {
     /// Replaces the labels.
+    #[schema(max_items = 64, value_type = Option<Vec<Label>>)]
     labels: Option<Vec<String>>,
     /// Replaces the priority.
     #[schema(minimum = -100, maximum = 100)]
@@ -299,7 +296,7 @@ fn size(document: &Document) -> usize {
     params(("id" = Uuid, Path, description = "The job")),
     responses(
         (status = 204, description = "Removed"),
-        (status = 409, description = "It has not ended", body = Problem),
+        (status = 409, description = "It has not ended"),
     ))]
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,

@@ -65,10 +65,9 @@ pub(super) async fn get(
     accepts(&headers, "text/plain")?;
     let stream = LogStream::from_str(segments.at(1))
         .map_err(|()| Problem::new(Kind::NotFound, "a job's logs are `stdout` and `stderr`"))?;
-    let must = "a whole number";
-    let attempt: Option<u32> = params.parse("attempt", must)?;
-    let offset: u64 = params.parse("offset", must)?.unwrap_or(0);
-    let limit: Option<u64> = params.parse("limit", must)?;
+    let attempt: Option<u32> = params.parse("attempt", "a whole number")?;
+    let offset = bytes(&mut params, "offset")?.unwrap_or(0);
+    let limit = bytes(&mut params, "limit")?;
     let follow = params.flag("follow")?;
     params.end()?;
     if follow && limit.is_some() {
@@ -103,6 +102,13 @@ pub(super) async fn get(
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// Takes a number of bytes, as far as the document's `int64` goes.
+fn bytes(params: &mut Params, name: &str) -> Answer<Option<u64>> {
+    let number: Option<i64> = params.parse(name, "a whole number")?;
+    let number = number.map(|n| u64::try_from(n).map_err(|_| Problem::invalid(name, "must not be negative")));
+    number.transpose()
 }
 
 /// The log store did not do what it was asked.

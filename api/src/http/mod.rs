@@ -254,10 +254,21 @@ pub fn router(api: Arc<Api>, hosts: Hosts) -> Router {
         .with_state(api)
 }
 
+/// Says whether the process can do its work.
+#[utoipa::path(get, path = "/readyz", tag = "probes", operation_id = "readyz", security(()),
+    responses(
+        (status = 200, description = "It can, if perhaps with care", body = ops::Readiness),
+        (status = 503, description = "It cannot", body = ops::Readiness),
+    ))]
 async fn readyz(State(api): State<Arc<Api>>) -> Response {
     api.ops.readyz().await
 }
 
+/// Tells what is counted and measured, in Prometheus' text format.
+///
+/// Needs a token that reads every project, unless `open_metrics` is set.
+#[utoipa::path(get, path = "/metrics", tag = "probes", operation_id = "metrics",
+    responses((status = 200, description = "Every metric", content_type = "text/plain", body = String)))]
 async fn metrics(State(api): State<Arc<Api>>, mut parts: Parts) -> Answer<Response> {
     use axum::extract::FromRequestParts as _;
     if !api.config.open_metrics {

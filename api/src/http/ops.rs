@@ -87,6 +87,9 @@ pub fn router(ops: Ops) -> Router {
         .with_state(ops)
 }
 
+/// Says that the process answers.
+#[utoipa::path(get, path = "/livez", tag = "probes", operation_id = "livez", security(()),
+    responses((status = 200, description = "It does", content_type = "text/plain", body = String)))]
 pub(super) async fn livez() -> &'static str {
     "ok\n"
 }

@@ -4,7 +4,7 @@
 
 use super::problem::{Answer, Problem};
 use crate::clusters::SpecValidator;
-use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use jobgate_shared::domain::{
     ClusterName, Document, Ending, IdempotencyKey, JobId, JobSpec, NewJob, Project, RetryPolicy, object,
 };
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use std::path::Path;
 
 /// Longest name, in characters.
-const MAX_NAME: usize = 200;
+pub(super) const MAX_NAME: usize = 200;
 /// Most labels of a job, and the longest one in characters.
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 200;
@@ -38,13 +38,14 @@ const MAX_DEPTH: usize = 100;
 }))]
 pub struct JobRequest {
     /// For people; need not be unique. The program's name when absent.
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     name: Option<String>,
     /// Which configured cluster runs it; the default one when absent.
+    #[schema(value_type = Option<ClusterName>)]
     cluster: Option<String>,
     /// Words to find it by.
     #[serde(default)]
-    #[schema(max_items = 64)]
+    #[schema(max_items = 64, value_type = Vec<Label>)]
     labels: Vec<String>,
     /// Order among waiting jobs of a cluster: −100 (last) to 100 (first).
     #[serde(default)]
@@ -64,12 +65,18 @@ pub struct JobRequest {
     /// When another attempt follows a failed one.
     #[serde(default, deserialize_with = "object")]
     retry: RetryPolicy,
-    /// Not before this time; a time in the past means now.
+    /// Not before this time, from 1970 to five years ahead; a time in the past means now.
     run_at: Option<DateTime<Utc>>,
     /// Wait until released.
     #[serde(default)]
     hold: bool,
 }
+
+/// A word to find jobs by: one line of text.
+#[derive(utoipa::ToSchema)]
+#[schema(min_length = 1, max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
+#[expect(dead_code, reason = "the schema of a string, not its type")]
+pub(super) struct Label(String);
 
 fn one() -> i64 {
     1
@@ -167,13 +174,15 @@ pub(super) fn check_labels(labels: &[String]) -> Answer<()> {
         return Err(Problem::invalid("labels", format!("holds more than {MAX_LABELS}")));
     }
     for (i, label) in labels.iter().enumerate() {
-        let field = format!("labels[{i}]");
-        check_text(&field, label, MAX_LABEL)?;
-        if label.is_empty() {
-            return Err(Problem::invalid(field, "must not be empty"));
-        }
+        check_label(&format!("labels[{i}]"), label)?;
     }
     Ok(())
+}
+
+/// Checks one label.
+pub(super) fn check_label(field: &str, label: &str) -> Answer<()> {
+    check_text(field, label, MAX_LABEL)?;
+    if label.is_empty() { Err(Problem::invalid(field, "must not be empty")) } else { Ok(()) }
 }
 
 /// Checks a priority.
@@ -229,8 +238,8 @@ fn check_run_at(run_at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Answer<Opt
     if run_at < DateTime::UNIX_EPOCH {
         return Err(Problem::invalid("run_at", "is before 1970"));
     }
-    // Whole microseconds are what every store can hold.
-    Ok(Some(run_at.trunc_subsecs(6)))
+    // Whole microseconds are what every store can hold; no store knows a leap second.
+    Ok(DateTime::from_timestamp_micros(run_at.timestamp_micros()))
 }
 
 /// Bytes of a spec without what may be long.

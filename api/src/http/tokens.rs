@@ -15,7 +15,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use chrono::{DateTime, SubsecRound as _, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 use jobgate_shared::{
     domain::{Project, TokenId},
     store::{Role, Token},
@@ -35,14 +35,18 @@ const EVERY_PROJECT: &str = "*";
 #[schema(example = json!({"name": "nightly-build", "project": "default", "roles": ["submit"]}))]
 pub(super) struct TokenRequest {
     /// For people; stands in the history of what its holder does.
-    #[schema(min_length = 1, max_length = 100)]
+    #[schema(
+        max_length = 100,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     name: String,
     /// The project it opens, `*` for every one; the maker's own when absent.
+    #[schema(pattern = r"^(\*|[a-z0-9][a-z0-9._-]{0,62})$")]
     project: Option<String>,
     /// What it allows.
     #[schema(min_items = 1)]
     roles: Vec<Role>,
-    /// Not valid from this time on.
+    /// Not valid from this time on, which lies ahead.
     expires_at: Option<DateTime<Utc>>,
 }
 
@@ -118,7 +122,10 @@ pub(super) async fn create(
     if expires_at.is_some_and(|end| end <= now) {
         return Err(Problem::invalid("expires_at", "has passed"));
     }
-    let expires_at = expires_at.map(|end| end.trunc_subsecs(6));
+    if expires_at.is_some_and(|end| end.year() > 9999) {
+        return Err(Problem::invalid("expires_at", "has a year of more than four digits"));
+    }
+    let expires_at = expires_at.and_then(|end| DateTime::from_timestamp_micros(end.timestamp_micros()));
     let minted = auth::mint(TokenWish { name, project, roles, expires_at }, &caller.principal.by, now);
     api.store.create_token(&minted.token).await?;
     tracing::info!(token = %minted.token.id, by = caller.principal.by, "token {} was made", minted.token.id);

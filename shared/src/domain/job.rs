@@ -13,13 +13,24 @@ pub type Document = serde_json::Map<String, serde_json::Value>;
 #[serde(deny_unknown_fields, default)]
 pub struct RetryPolicy {
     /// Seconds before the second attempt; doubled for each one after it.
-    #[schema(minimum = 0)]
+    #[schema(minimum = 0, maximum = 604_800)]
     pub backoff_seconds: u32,
     /// The longest wait between two attempts, in seconds.
-    #[schema(minimum = 0)]
+    #[schema(minimum = 0, maximum = 604_800)]
     pub max_backoff_seconds: u32,
     /// Which endings are followed by another attempt. `LOST` only if asked for: what the lost attempt did is unknown.
+    #[schema(value_type = BTreeSet<BadEnding>)]
     pub retry_on: Vec<Ending>,
+}
+
+/// An ending that another attempt can follow.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "SCREAMING_SNAKE_CASE")]
+#[expect(dead_code, reason = "the schema of some values of a type, not a type")]
+enum BadEnding {
+    Failed,
+    TimedOut,
+    Lost,
 }
 
 impl Default for RetryPolicy {

@@ -3,25 +3,29 @@
 use super::object;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use utoipa::openapi::{Array, ArrayBuilder, Object, Ref, Schema, Type};
 
 /// What to run. Neutral of any resource manager; each engine checks further when the job is posted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
     /// The program and its arguments; never given to a shell.
-    #[schema(min_items = 1, example = json!(["sha256sum", "data.bin"]))]
+    #[schema(schema_with = command)]
     pub command: Vec<String>,
     /// Environment of the job; nothing else of the worker's environment reaches it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<VariableName, Argument>)]
     pub env: BTreeMap<String, String>,
     /// Absolute path to run in; the engine's choice when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = r"^/[^\x00]*$")]
     pub working_dir: Option<String>,
     /// Text given on standard input; empty when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
     /// Text of a program, stored in a file whose path is appended to `command` (which names its interpreter).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = r"^[^\x00]*$")]
     pub script: Option<String>,
     /// What it needs.
     #[serde(default, deserialize_with = "object", skip_serializing_if = "Resources::is_empty")]
@@ -32,11 +36,37 @@ pub struct JobSpec {
     pub time_limit_seconds: Option<u64>,
     /// Container image, for engines that run one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = r"^[^\-\s\x00\x85][^\s\x00\x85]*$")]
     pub image: Option<String>,
     /// Options passed through to the cluster's engine, which checks them.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     #[schema(value_type = Object)]
     pub engine: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Any text without NUL, at most 131 071 bytes long.
+#[derive(utoipa::ToSchema)]
+#[schema(pattern = r"^[^\x00]*$")]
+#[expect(dead_code, reason = "the schema of a string, not its type")]
+struct Argument(String);
+
+/// A letter or '_', then letters, digits or '_'.
+#[derive(utoipa::ToSchema)]
+#[schema(pattern = "^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+#[expect(dead_code, reason = "the schema of a string, not its type")]
+struct VariableName(String);
+
+/// The schema of a command: what its first word must be cannot be told of a list in general.
+fn command() -> Array {
+    let program = Object::builder().schema_type(Type::String).pattern(Some(r"^[^\x00]+$"));
+    ArrayBuilder::new()
+        .description(Some("The program and its arguments; never given to a shell."))
+        .prefix_items([Schema::Object(program.build())])
+        .items(Ref::from_schema_name("Argument"))
+        .min_items(Some(1))
+        .max_items(Some(MAX_ITEMS))
+        .examples([serde_json::json!(["sha256sum", "data.bin"])])
+        .build()
 }
 
 /// What a job needs of the place it runs in.
@@ -45,19 +75,19 @@ pub struct JobSpec {
 pub struct Resources {
     /// Whole processors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 1_048_576)]
     pub cpus: Option<u32>,
     /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 1_073_741_824)]
     pub memory_mib: Option<u64>,
     /// Whole accelerators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 1_048_576)]
     pub gpus: Option<u32>,
     /// Hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 1_048_576)]
     pub nodes: Option<u32>,
 }
 
