@@ -396,10 +396,7 @@ impl Call<'_> {
 
     /// Sends it and reads the whole answer.
     pub(crate) async fn send(self) -> Answered {
-        let response = self.open().await;
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes().to_vec();
-        Answered { status: parts.status, headers: parts.headers, body }
+        Answered::read(self.open().await).await
     }
 
     /// Sends it and leaves the body to be read.
@@ -417,6 +414,13 @@ pub(crate) struct Answered {
 }
 
 impl Answered {
+    /// Reads a response to its end.
+    pub(crate) async fn read(response: Response) -> Self {
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().to_vec();
+        Self { status: parts.status, headers: parts.headers, body }
+    }
+
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

@@ -10,3 +10,4 @@ mod jobs;
 mod logs;
 mod operations;
 mod server;
+mod tenants;
