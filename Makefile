@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench crash-matrix torture simulate clean-services
+.PHONY: test lint audit bench crash-matrix torture simulate contract clean-services
 
 test:
 	deploy/install-services
@@ -54,6 +54,14 @@ torture:
 simulate:
 	SIMULATE_SEED="$(SEED)" SIMULATE_SEEDS="$(SEEDS)" SIMULATE_FROM="$(FROM)" \
 	    cargo test --workspace --locked --test simulation -- --nocapture --exact every_job_runs_once_and_settles_whatever_fails
+
+# Both forms against what /openapi.json says of them; CONTRACT holds flags of `schemathesis run`, such as
+# CONTRACT="--max-examples 500 --seed 7".
+contract:
+	deploy/install-services contract
+	cargo build --workspace --bins --locked
+	tests/contract/install $(CARGO_TARGET_DIR)/contract
+	$(WITH_SERVICES) $(CARGO_TARGET_DIR)/debug/contract $(CARGO_TARGET_DIR)/contract/bin/schemathesis $(CONTRACT)
 
 # Runs end their servers themselves; this removes what a run that was killed with -9 left in the temporary directory.
 clean-services:

@@ -127,10 +127,14 @@ impl Site {
 
     /// Starts a role.
     pub fn spawn(&mut self, role: &str) -> Result<Role> {
-        let address = format!("127.0.0.1:{}", ports::free()?);
+        self.spawn_at(role, &format!("127.0.0.1:{}", ports::free()?))
+    }
+
+    /// Starts a role where another one was, for clients that know no other place.
+    pub fn spawn_at(&mut self, role: &str, address: &str) -> Result<Role> {
         let mut command = self.command(&[role])?;
         let listen = if matches!(role, "api" | "serve") { "JOBGATE_LISTEN" } else { "JOBGATE_OPS_LISTEN" };
-        command.env(listen, &address);
+        command.env(listen, address);
         self.started += 1;
         let log = self.dir.path().join(format!("{role}-{}.log", self.started));
         let process = Managed::spawn(role, &command, None, &log, LastWord::Kill)?;
@@ -139,15 +143,16 @@ impl Site {
 
     /// A client of the API served by `role`.
     pub fn client(&self, role: &Role) -> Result<Client> {
-        let token = if self.servers.is_empty() {
-            fs::read_to_string(self.data_dir().join("token"))
-                .context("the token `serve` writes")?
-                .trim()
-                .to_owned()
-        } else {
-            ADMIN.to_owned()
-        };
-        Client::new(&role.url, &token)
+        Client::new(&role.url, &self.token()?)
+    }
+
+    /// The token of an administrator of every project.
+    pub fn token(&self) -> Result<String> {
+        if !self.servers.is_empty() {
+            return Ok(ADMIN.to_owned());
+        }
+        let token = fs::read_to_string(self.data_dir().join("token"));
+        Ok(token.context("the token `serve` writes")?.trim().to_owned())
     }
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
