@@ -163,6 +163,7 @@ impl<const MIN: u64, const MAX: u64> From<Period<MIN, MAX>> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     type Slots = Number<1, 1000>;
     type Ttl = Period<1_000, 60_000>;
@@ -187,6 +188,31 @@ mod tests {
         assert!(read::<Ttl>(r#""soon""#).unwrap_err().contains("is not a duration such as"));
         let shown = serde_json::to_string(&Ttl::new(Duration::from_millis(1500))).unwrap();
         assert_eq!(shown, r#""1s 500ms""#);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_setting_or_is_told_not_to_be(text in ".{0,12}|[0-9]{1,20} ?[KMGT]?i?B|-?[0-9]{1,22}|[0-9]{1,20}(ms|s|m|h|days)") {
+            if let Ok(slots) = text.parse::<Slots>() {
+                prop_assert!((1..=1000).contains(&slots.get()));
+            }
+            let quoted = serde_json::to_string(&text).unwrap();
+            match read::<Ttl>(&quoted) {
+                Ok(ttl) => prop_assert!((1..=60).contains(&ttl.as_secs()) && ttl.as_millis() <= 60_000),
+                Err(said) => prop_assert!(said.contains("is not"), "{}", said),
+            }
+            if let Ok(bytes) = parse_bytes(&text) {
+                prop_assert_eq!(parse_bytes(&ByteSize(bytes).to_string()), Ok(bytes));
+            }
+        }
+
+        #[test]
+        fn what_a_setting_shows_is_read_as_the_same(millis in 1_000..=60_000_u64, bytes: u64, slots in 1..=1000_u32) {
+            let ttl = Ttl::new(Duration::from_millis(millis));
+            prop_assert_eq!(read::<Ttl>(&serde_json::to_string(&ttl).unwrap()), Ok(ttl));
+            prop_assert_eq!(parse_bytes(&ByteSize(bytes).to_string()), Ok(bytes));
+            prop_assert_eq!(slots.to_string().parse(), Ok(Slots::new(slots)));
+        }
     }
 
     #[test]

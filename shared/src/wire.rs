@@ -133,10 +133,26 @@ impl Message for Nudge {
     }
 }
 
+/// Any bytes are refused, or are a message that is written so that it is read as the same. For tests and for fuzzing.
+#[cfg(any(test, fuzzing))]
+pub fn is_read_or_refused(bytes: &[u8]) {
+    fn read_as<M: Message + PartialEq + std::fmt::Debug + Clone>(bytes: &[u8]) {
+        if let Ok(message) = M::decode(bytes) {
+            assert_eq!(M::decode(&message.clone().encode()).ok(), Some(message));
+        }
+    }
+    read_as::<Hint>(bytes);
+    read_as::<Vec<StatusEvent>>(bytes);
+    read_as::<Nudge>(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::domain::{Ending, Observation};
+    use chrono::{DateTime, Utc};
+    use proptest::{collection::vec, option::of, prelude::*, sample::Index, sample::select};
+    use uuid::Uuid;
 
     #[test]
     fn a_message_reads_back_as_itself_and_only_as_itself() {
@@ -154,11 +170,82 @@ mod tests {
         assert!(matches!(Hint::decode(bytes), Err(WireError::Version(2))));
     }
 
+    fn time() -> impl Strategy<Value = DateTime<Utc>> {
+        (0..4_000_000_000_i64, 0..1_000_000_000_u32)
+            .prop_filter_map("a time", |(seconds, nanos)| DateTime::from_timestamp(seconds, nanos))
+    }
+
+    fn observation() -> impl Strategy<Value = Observation> {
+        let endings = [Ending::Finished, Ending::Failed, Ending::Canceled, Ending::TimedOut, Ending::Lost];
+        let ended = (select(endings.to_vec()), any::<Option<i32>>(), any::<Option<String>>());
+        let ended = (ended, of(time()), of(time())).prop_map(|((ending, exit_code, reason), began, at)| {
+            Observation::Ended { ending, exit_code, reason, began, at }
+        });
+        prop_oneof![
+            any::<Option<String>>().prop_map(|reason| Observation::Pending { reason }),
+            (of(time()), any::<Option<String>>())
+                .prop_map(|(since, reason)| Observation::Running { since, reason }),
+            ended,
+        ]
+    }
+
+    fn event() -> impl Strategy<Value = StatusEvent> {
+        let ids = (any::<u128>(), any::<u128>(), any::<[u32; 3]>(), any::<Option<String>>());
+        (ids, observation(), time()).prop_map(
+            |((job, by, [attempt, epoch, seq], submission), observation, at)| {
+                let (job, by) = (JobId(Uuid::from_u128(job)), WorkerId(Uuid::from_u128(by)));
+                StatusEvent { job, attempt, epoch, seq, by, submission, observation, at }
+            },
+        )
+    }
+
+    /// `bytes` with some of them changed, cut or put in.
+    fn damaged(bytes: &[u8], hurts: &[(Index, Option<u8>, bool)]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        for (place, byte, grows) in hurts {
+            let at = place.index(bytes.len() + 1);
+            match byte {
+                Some(byte) if *grows || at == bytes.len() => bytes.insert(at, *byte),
+                Some(byte) => bytes[at] = *byte,
+                None => bytes.truncate(at),
+            }
+        }
+        bytes
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_a_reader_panic(bytes: Vec<u8>) {
-            drop(Hint::decode(&bytes));
-            drop(<Vec<StatusEvent>>::decode(&bytes));
+            is_read_or_refused(&bytes);
+        }
+
+        #[test]
+        fn a_message_is_read_as_it_was_written(events in vec(event(), 0..5), jobs: Vec<u128>, worker: u128) {
+            let bytes = events.clone().encode();
+            prop_assert_eq!(<Vec<StatusEvent>>::decode(&bytes).unwrap(), events);
+            let hint = Hint { jobs: jobs.into_iter().map(|job| JobId(Uuid::from_u128(job))).collect() };
+            prop_assert_eq!(Hint::decode(&hint.clone().encode()).unwrap(), hint);
+            let nudge = Nudge::Cancel { worker: WorkerId(Uuid::from_u128(worker)) };
+            prop_assert_eq!(Nudge::decode(&nudge.clone().encode()).unwrap(), nudge);
+        }
+
+        #[test]
+        fn a_damaged_message_is_refused_or_is_another_one(
+            events in vec(event(), 0..3),
+            hurts in vec(any::<(Index, Option<u8>, bool)>(), 1..4),
+        ) {
+            is_read_or_refused(&damaged(&events.encode(), &hurts));
+        }
+
+        #[test]
+        fn every_other_version_is_refused_as_one(v: u8, event in event()) {
+            let mut message: serde_json::Value = serde_json::from_slice(&vec![event].encode()).unwrap();
+            message["v"] = v.into();
+            let read = <Vec<StatusEvent>>::decode(message.to_string().as_bytes());
+            match read {
+                Ok(_) => prop_assert_eq!(v, VERSION),
+                Err(error) => prop_assert!(matches!(error, WireError::Version(told) if told == v), "{}", error),
+            }
         }
     }
 }

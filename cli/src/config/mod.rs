@@ -161,5 +161,26 @@ fn is_to_blame(text: &str, key: &str, message: &str) -> Option<bool> {
     Some(table.try_into::<Config>().err().is_none_or(|error| error.message() != message))
 }
 
+/// Any text is a configuration, or is refused with the file, a line it has and, where the fault belongs to one, a key
+/// that stands in it. For tests and for fuzzing.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn is_told(text: &str) {
+    let error = match parse(Path::new("jobgate.toml"), text) {
+        Ok(config) => {
+            // What is good by itself may not go together; that names the key to change.
+            if let Err(conflict) = config.check() {
+                assert!(!conflict.key.is_empty(), "{}", conflict.message);
+            }
+            return;
+        }
+        Err(error) => error.to_string(),
+    };
+    let (line, said) =
+        error.strip_prefix("jobgate.toml:").and_then(|rest| rest.split_once(": ")).expect("a place");
+    let line: usize = line.parse().expect("a number");
+    assert!((1..=text.lines().count() + 1).contains(&line), "{error}");
+    assert!(!said.is_empty(), "{error}");
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! One bad file per kind of fault, and what the sample and the documentation promise.
 
 use super::*;
+use proptest::{collection::vec, prelude::*, sample::Index, sample::select};
 
 fn complaint(text: &str) -> String {
     parse(Path::new("jobgate.toml"), text).unwrap_err().to_string()
@@ -171,6 +172,68 @@ fn the_sample_shows_the_defaults_and_its_examples_are_good() {
     let examples = parse(Path::new("jobgate.toml"), &sample("#: ")).unwrap();
     examples.check().map_err(|conflict| format!("{}: {}", conflict.key, conflict.message)).unwrap();
     assert!(examples.api.tls.is_some() && examples.clusters.len() == 1);
+}
+
+/// What stands in the place of a value: of every type, near the bounds, and no TOML.
+fn values() -> impl Strategy<Value = String> {
+    let known = [
+        "0",
+        "1",
+        "-1",
+        "true",
+        "\"\"",
+        "\"10s\"",
+        "\"64 MiB\"",
+        "[]",
+        "{}",
+        "1.5",
+        "\"127.0.0.1:1\"",
+        "\"local\"",
+        "inf",
+    ];
+    prop_oneof![
+        select(known.to_vec()).prop_map(str::to_owned),
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<String>().prop_map(|text| format!("{text:?}")),
+        any::<String>(),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_sample_with_anything_changed_is_read_or_told_where_it_is_wrong(
+        examples: bool,
+        changes in vec((any::<Index>(), values(), 0..5_u8), 1..4),
+    ) {
+        let text = sample(if examples { "#: " } else { "#" });
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        for (place, value, how) in changes {
+            let at = place.index(lines.len());
+            let key = lines[at].split_once(" = ").map(|(key, _)| key.to_owned());
+            match (how, key) {
+                (0, _) => drop(lines.remove(at)),
+                (1, _) => lines.insert(at, value),
+                (2, _) => lines.insert(at, format!("{} = 1", value.replace(['\n', '\r'], ""))),
+                (_, Some(key)) => lines[at] = format!("{key} = {value}"),
+                (_, None) => lines[at] = value,
+            }
+        }
+        is_told(&lines.join("\n"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_at_its_own_line_and_key(place: Index) {
+        let text = sample("#");
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let with_value: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].contains(" = ") && !lines[*at].starts_with('#')).collect();
+        let at = *place.get(&with_value);
+        let key = lines[at].split_once(" = ").unwrap().0.to_owned();
+        // No setting is a date.
+        lines[at] = format!("{key} = 1979-05-27");
+        let said = complaint(&lines.join("\n"));
+        prop_assert!(said.starts_with(&format!("jobgate.toml:{}: ", at + 1)), "{}", said);
+        prop_assert!(said.split(": ").nth(1).unwrap().ends_with(&key), "{}", said);
+    }
 }
 
 /// Every key with its default as TOML writes it; nothing for a key without one.

@@ -3,7 +3,7 @@
 use super::{
     LocalConfig,
     attempt::{Attempt, Token},
-    away, cgroup, config,
+    away, cgroup,
     records::RunSpec,
     runner,
     spool::{Place, Spool},
@@ -16,11 +16,11 @@ use crate::{
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use jobgate_shared::{
-    domain::{Ending, Observation, Reach, Submission, SubmissionTag, identity_env},
+    domain::{Ending, Observation, Reach, Submission, SubmissionTag},
     failpoint,
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     io,
     os::fd::OwnedFd,
     process::{Child, ExitStatus},
@@ -84,28 +84,6 @@ impl Calls {
         metrics::counter!(name, "cluster" => self.context.cluster.to_string()).increment(by.into());
     }
 
-    fn run_spec(&self, job: &ToCreate) -> RunSpec {
-        let mut env = BTreeMap::from([("PATH".to_owned(), config::DEFAULT_PATH.to_owned())]);
-        env.extend(self.config.env.clone());
-        env.extend(job.spec.env.clone());
-        env.extend(identity_env(job.tag.job, job.tag.attempt, &job.project, &job.name));
-        let default_dir = || self.config.working_dir.clone();
-        RunSpec {
-            command: job.spec.command.clone(),
-            env,
-            working_dir: job.spec.working_dir.clone().map(Into::into).or_else(default_dir),
-            stdin: job.spec.stdin.clone(),
-            script: job.spec.script.clone(),
-            memory_bytes: job.spec.resources.memory_mib.map(|mib| mib << 20),
-            cpus: job.spec.resources.cpus,
-            time_limit: job.spec.time_limit_seconds.map(Duration::from_secs),
-            log_limit: self.config.log_limit,
-            kill_grace: *self.config.kill_grace,
-            umask: self.config.umask,
-            cgroup: self.config.cgroup.clone(),
-        }
-    }
-
     /// Where a submission lies; `None` for one that cannot lie here.
     pub(super) fn place(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<Option<Place>> {
         if submission.reach.as_ref().is_some_and(|reach| reach.0 != self.spool.host_id()) {
@@ -115,7 +93,7 @@ impl Calls {
     }
 
     pub(super) fn create(&self, job: &ToCreate) -> EngineResult<Submission> {
-        let place = self.spool.create(job.tag, &self.run_spec(job)).map_err(away)?;
+        let place = self.spool.create(job.tag, &RunSpec::of(&self.config, job)).map_err(away)?;
         Ok(self.submission(place))
     }
 

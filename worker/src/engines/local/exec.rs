@@ -87,12 +87,20 @@ fn become_command(path: &Path, spec: &RunSpec) -> Failure {
         let missing = error.kind() == ErrorKind::NotFound;
         return Failure { exit_code: if missing { NOT_FOUND } else { NOT_RUNNABLE }, reason };
     }
-    let Some((program, arguments)) = spec.command.split_first() else {
+    let Some(mut command) = command(path, spec) else {
         return Failure { exit_code: NOT_FOUND, reason: "command not found: there is none".to_owned() };
     };
+    let error = command.exec();
+    not_run(&command.get_program().to_string_lossy(), &error)
+}
+
+/// The job's program with its arguments and its environment, and nothing else.
+pub(super) fn command(path: &Path, spec: &RunSpec) -> Option<Command> {
+    let (program, arguments) = spec.command.split_first()?;
     let script: Option<OsString> = spec.script.is_some().then(|| path.join("script").into());
-    let error = Command::new(program).args(arguments).args(script).env_clear().envs(&spec.env).exec();
-    not_run(program, &error)
+    let mut command = Command::new(program);
+    command.args(arguments).args(script).env_clear().envs(&spec.env);
+    Some(command)
 }
 
 fn not_run(program: &str, error: &io::Error) -> Failure {

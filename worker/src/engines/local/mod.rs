@@ -25,6 +25,8 @@ mod exec;
 mod output;
 mod process;
 mod records;
+#[cfg(any(test, fuzzing))]
+pub mod rendering;
 mod runner;
 mod spool;
 mod standing;

@@ -2,7 +2,12 @@
 //!
 //! Workers and runners of different versions meet here: a field may be added with a default, none may change its meaning.
 
-use super::process::ProcessMark;
+use super::{
+    config::{DEFAULT_PATH, LocalConfig},
+    process::ProcessMark,
+};
+use crate::engine::ToCreate;
+use jobgate_shared::domain::identity_env;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -25,6 +30,31 @@ pub(super) struct RunSpec {
     pub(super) umask: u32,
     /// The delegated cgroup below which the job gets one of its own.
     pub(super) cgroup: Option<PathBuf>,
+}
+
+impl RunSpec {
+    /// What to run for `job`. Its own variables beat the configured ones, and what tells a job who it is beats both.
+    pub(super) fn of(config: &LocalConfig, job: &ToCreate) -> Self {
+        let mut env = BTreeMap::from([("PATH".to_owned(), DEFAULT_PATH.to_owned())]);
+        env.extend(config.env.clone());
+        env.extend(job.spec.env.clone());
+        env.extend(identity_env(job.tag.job, job.tag.attempt, &job.project, &job.name));
+        let default_dir = || config.working_dir.clone();
+        Self {
+            command: job.spec.command.clone(),
+            env,
+            working_dir: job.spec.working_dir.clone().map(Into::into).or_else(default_dir),
+            stdin: job.spec.stdin.clone(),
+            script: job.spec.script.clone(),
+            memory_bytes: job.spec.resources.memory_mib.map(|mib| mib << 20),
+            cpus: job.spec.resources.cpus,
+            time_limit: job.spec.time_limit_seconds.map(Duration::from_secs),
+            log_limit: config.log_limit,
+            kill_grace: *config.kill_grace,
+            umask: config.umask,
+            cgroup: config.cgroup.clone(),
+        }
+    }
 }
 
 /// Who runs it, written once the start token is taken.
