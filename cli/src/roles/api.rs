@@ -101,7 +101,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     let metrics = metrics::install(&tasks, &[telemetry::API])?;
     let tls = listening::tls(&config.api)?;
     // Before the database is waited for: an address in use should be told at once, and so should whoever asks.
-    let listener = listening::bind(config.api.listen).await?;
+    let listener = listening::bind(config.api.listen)?;
     let url = listening::url(listener.1, tls.is_some());
     let opening = listen(listener, tls, config, &tasks);
     let Some(doors) = doors::distributed(config, "api", &shutdown).await? else {

@@ -50,7 +50,7 @@ impl Gateway {
         let data_dir = DataDir::make(&config.data_dir)?;
         let mut lock = data_dir.lock(place.command).await?;
         let tls = if place.tls { listening::tls(&config.api)? } else { None };
-        let listener = listening::bind(place.listen).await?;
+        let listener = listening::bind(place.listen)?;
         let url = listening::url(listener.1, tls.is_some());
         let token = administrator(config, &data_dir)?;
         let (front, back) = (Tasks::default(), Tasks::default());

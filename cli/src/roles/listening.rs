@@ -8,14 +8,26 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
-use std::{net::SocketAddr, sync::Arc};
-use tokio::net::TcpListener;
+use std::{io, net::SocketAddr, sync::Arc};
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that may wait to be accepted. Of a crowd that comes at once the usual 128 lose some, and whoever is lost
+/// tries again after a second at the earliest.
+const BACKLOG: u32 = 4096;
 
 /// Takes an address; an error names it.
-pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+pub(super) fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = listen(address).with_context(|| format!("cannot listen on {address}"))?;
     let bound = listener.local_addr().context("a listener without an address")?;
     Ok((listener, bound))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A successor begins while connections of its predecessor are still remembered.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// How clients on this host write the address.
@@ -51,12 +63,8 @@ pub(super) fn tls(api: &ApiSection) -> anyhow::Result<Option<Arc<ServerConfig>>>
 }
 
 /// Serves what operators look at, for a role that serves nothing else.
-pub(super) async fn serve_ops(
-    address: SocketAddr,
-    ops: ops::Ops,
-    tasks: &Tasks,
-) -> anyhow::Result<SocketAddr> {
-    let (listener, bound) = bind(address).await?;
+pub(super) fn serve_ops(address: SocketAddr, ops: ops::Ops, tasks: &Tasks) -> anyhow::Result<SocketAddr> {
+    let (listener, bound) = bind(address)?;
     let serving = tasks.clone();
     tasks.spawn("ops listener", async move {
         http::serve(listener, None, ops::router(ops), &HttpConfig::default(), &serving).await;
