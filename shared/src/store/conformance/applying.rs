@@ -4,7 +4,9 @@ use super::{
     Stage,
     site::{Site, ended, new_job, runs, waits},
 };
-use crate::domain::{Command, Ending, JobId, JobState, NewJob, Refusal, RetryPolicy, StatusEvent};
+use crate::domain::{
+    Command, Ending, JobId, JobState, Life, NewJob, Observation, Refusal, RetryPolicy, StatusEvent,
+};
 use crate::store::Applied::{self, Advanced, Stale, Unknown};
 use crate::store::{Claimed, FeedCursor, Recorded};
 use anyhow::{Result, ensure};
@@ -57,6 +59,66 @@ pub async fn events_told_again_change_nothing(stage: &dyn Stage) -> Result<()> {
     let over = site.get(job.id).await?;
     assert_eq!(site.store.apply(&end).await?, [Applied::Duplicate]);
     assert_eq!(site.get(job.id).await?, over);
+    site.recount().await
+}
+
+/// Two of a kind, each with what becomes of it: one is told in order, the other many times in any order.
+pub async fn a_flood_of_shuffled_and_repeated_events_ends_where_the_ordered_ones_do(
+    stage: &dyn Stage,
+) -> Result<()> {
+    const PAIRS: usize = 60;
+    const TIMES: usize = 10;
+    let site = Site::new(stage);
+    let worker = site.worker().await?;
+    let at = site.now().await?;
+    let ends = [Ending::Finished, Ending::Failed, Ending::Canceled, Ending::TimedOut, Ending::Lost];
+    let (mut ordered, mut flood, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 0..PAIRS {
+        let twins = [site.pending(worker, new_job()).await?, site.pending(worker, new_job()).await?];
+        let began = at + TimeDelta::seconds(3);
+        let end = Observation::Ended {
+            ending: ends[pair % ends.len()],
+            exit_code: i32::try_from(pair).ok(),
+            reason: Some(format!("end {pair}")),
+            began: Some(began),
+            at: Some(at + TimeDelta::seconds(9)),
+        };
+        let running = Observation::Running { since: Some(began), reason: None };
+        // Some are still waiting or running when all is told.
+        let told = [waits(Some("priority")), waits(None), running.clone(), running, end];
+        let told = &told[..=pair % told.len()];
+        for ((seq, observation), seconds) in (1..).zip(told).zip(1..) {
+            let at = at + TimeDelta::seconds(seconds);
+            let [one, other] =
+                [&twins[0], &twins[1]].map(|job| Site::event(job, seq, observation.clone(), at));
+            ordered.push(one);
+            flood.extend(std::iter::repeat_n(other, TIMES));
+        }
+        pairs.push(twins.map(|job| job.id));
+    }
+    // Any order will do, as long as it is the same each time.
+    let mut places: Vec<usize> = (0..flood.len()).collect();
+    places.sort_by_key(|place| place.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17));
+    site.store.apply(&ordered).await?;
+    let shuffled: Vec<StatusEvent> = places.into_iter().map(|place| flood[place].clone()).collect();
+    // Two recorders at once, as there may be.
+    let (one, other) = shuffled.split_at(shuffled.len() / 2);
+    let half = async |events: &[StatusEvent]| -> Result<()> {
+        for batch in events.chunks(97) {
+            site.store.apply(batch).await?;
+        }
+        Ok(())
+    };
+    futures::try_join!(half(one), half(other))?;
+    for [one, other] in pairs {
+        let [one, other] = [site.get(one).await?.life, site.get(other).await?.life];
+        // What is told twice is not written down again, so an older word may come to stand while the job goes on.
+        let shown = |life: &Life| {
+            let reason = life.reason.clone().filter(|_| life.state.is_terminal());
+            (life.state, reason, life.exit_code, life.started_at, life.finished_at)
+        };
+        assert_eq!(shown(&other), shown(&one));
+    }
     site.recount().await
 }
 

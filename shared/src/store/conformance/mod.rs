@@ -76,6 +76,7 @@ macro_rules! store_conformance {
         $crate::store_conformance!(@ $make, applying;
             events_of_one_batch_apply_in_order,
             events_told_again_change_nothing,
+            a_flood_of_shuffled_and_repeated_events_ends_where_the_ordered_ones_do,
             events_of_what_is_over_are_stale,
             an_older_claims_end_counts_but_not_its_lost,
             a_failed_attempt_is_followed_by_another_after_its_back_off,
