@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench crash-matrix torture simulate contract clean-services
+.PHONY: test lint audit bench crash-matrix torture simulate contract fuzz clean-services
 
 test:
 	deploy/install-services
@@ -62,6 +62,10 @@ contract:
 	cargo build --workspace --bins --locked
 	tests/contract/install $(CARGO_TARGET_DIR)/contract
 	$(WITH_SERVICES) $(CARGO_TARGET_DIR)/debug/contract $(CARGO_TARGET_DIR)/contract/bin/schemathesis $(CONTRACT)
+
+# Every target for SECONDS each; what is found lies in tests/fuzz/artifacts.
+fuzz:
+	tests/fuzz/run $(or $(SECONDS),60)
 
 # Runs end their servers themselves; this removes what a run that was killed with -9 left in the temporary directory.
 clean-services:
