@@ -1,6 +1,6 @@
 //! What is told about an attempt: observations of a resource manager, carried by status events.
 
-use super::{JobId, Reach, WorkerId};
+use super::{JobId, JobState, Reach, WorkerId};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,19 @@ pub enum Ending {
     TimedOut,
     /// Positively without a trace at the resource manager.
     Lost,
+}
+
+impl Ending {
+    /// The terminal state it leads to when no attempt is left.
+    pub fn state(self) -> JobState {
+        match self {
+            Self::Finished => JobState::Finished,
+            Self::Failed => JobState::Failed,
+            Self::Canceled => JobState::Canceled,
+            Self::TimedOut => JobState::TimedOut,
+            Self::Lost => JobState::Lost,
+        }
+    }
 }
 
 /// What a resource manager shows of one submission.

@@ -258,6 +258,10 @@ fn record(life: &Life, attempt: u32, epoch: u32, submission: &Submission, now: D
     if life.attempt != attempt {
         return Outcome::Stale;
     }
+    // Even mine: whoever adopted the job may have forgotten it since, and a start of it would be another.
+    if life.state.is_terminal() {
+        return Outcome::Refused(Refusal::Ended);
+    }
     if let Some(recorded) = &life.submission {
         // Holding my own id means my commit's answer was lost: won.
         let mine = recorded.id == submission.id && recorded.reach == submission.reach;
@@ -267,11 +271,14 @@ fn record(life: &Life, attempt: u32, epoch: u32, submission: &Submission, now: D
         JobState::Claimed => {}
         // Handed back or never claimed: whoever created this lost its claim, and nothing of it may start.
         JobState::Held | JobState::Initialized => return Outcome::Stale,
-        // Recorded states always hold a submission, ended ones take none.
-        JobState::Pending | JobState::Running => return Outcome::Refused(Refusal::AlreadyRecorded),
-        JobState::Finished | JobState::Failed | JobState::Canceled | JobState::TimedOut | JobState::Lost => {
-            return Outcome::Refused(Refusal::Ended);
-        }
+        // They always hold a submission.
+        JobState::Pending
+        | JobState::Running
+        | JobState::Finished
+        | JobState::Failed
+        | JobState::Canceled
+        | JobState::TimedOut
+        | JobState::Lost => return Outcome::Refused(Refusal::AlreadyRecorded),
     }
     if life.cancel_requested {
         return Outcome::Refused(Refusal::CancelRequested);
@@ -336,7 +343,7 @@ fn apply(
     }
     if life.state.is_terminal() {
         return match &event.observation {
-            Observation::Ended { ending, .. } if state_of(*ending) == life.state => Outcome::Duplicate,
+            Observation::Ended { ending, .. } if ending.state() == life.state => Outcome::Duplicate,
             Observation::Ended { .. } | Observation::Pending { .. } | Observation::Running { .. } => {
                 Outcome::Stale
             }
@@ -377,13 +384,13 @@ fn apply(
                     &seen,
                     max_attempts,
                     policy,
-                    state_of(*ending),
+                    ending.state(),
                     reason.as_deref(),
                     &by,
                     now,
                 );
             }
-            end_as(life, seen, state_of(*ending), reason.clone(), &by, at)
+            end_as(life, seen, ending.state(), reason.clone(), &by, at)
         }
     }
 }
@@ -595,17 +602,6 @@ fn advanced(
 
 fn by_worker(worker: WorkerId) -> String {
     format!("worker:{worker}")
-}
-
-/// The terminal state an ending leads to when no attempt is left.
-fn state_of(ending: Ending) -> JobState {
-    match ending {
-        Ending::Finished => JobState::Finished,
-        Ending::Failed => JobState::Failed,
-        Ending::Canceled => JobState::Canceled,
-        Ending::TimedOut => JobState::TimedOut,
-        Ending::Lost => JobState::Lost,
-    }
 }
 
 #[cfg(test)]
