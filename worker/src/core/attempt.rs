@@ -199,9 +199,7 @@ impl Attempt {
             Phase::Queued { .. } if self.cancel => self.discard(cx, None),
             Phase::Queued { .. } => self.wants_create = true,
             Phase::Watching { submission, .. } => {
-                if cx.serving.capabilities.logs {
-                    cx.effects.push(Effect::ShipLogs(self.hold, submission.clone()));
-                }
+                self.ship_logs(cx, submission);
                 if self.cancel {
                     self.ask_cancel(cx);
                 }
@@ -274,6 +272,7 @@ impl Attempt {
             }
             Some(Recorded::Won) => {
                 self.tries = 0;
+                self.ship_logs(cx, &submission);
                 // Recorded and never started: what it may leave behind is now the row's business, and ours to end.
                 if self.cancel {
                     self.phase = Phase::Watching { submission, watch: Watch::default() };
@@ -309,23 +308,13 @@ impl Attempt {
     pub(super) fn started(&mut self, cx: &mut Context<'_>, answer: Result<(), Fault>) {
         let Phase::Starting { submission } = std::mem::replace(&mut self.phase, Phase::Done) else { return };
         match answer {
-            Ok(()) => {
-                self.tries = 0;
-                if cx.serving.capabilities.logs {
-                    cx.effects.push(Effect::ShipLogs(self.hold, submission.clone()));
-                }
-                let watch = Watch { started_at: Some(cx.now.since_start), ..Watch::default() };
-                self.phase = Phase::Watching { submission, watch };
-                if self.cancel {
-                    self.ask_cancel(cx);
-                }
-            }
             Err(Fault::Refused(why)) => {
                 let recorded = Some(submission);
                 self.end(cx, recorded, Ending::Failed, None, Some(why));
             }
-            // It may run, it may not: the next poll tells, and starts it again if it does not.
-            Err(Fault::Away(_)) => {
+            // Unanswered, it may run or not: the next poll tells, and starts it again if it does not.
+            Ok(()) | Err(Fault::Away(_)) => {
+                self.tries = 0;
                 let watch = Watch { started_at: Some(cx.now.since_start), ..Watch::default() };
                 self.phase = Phase::Watching { submission, watch };
                 if self.cancel {
@@ -593,6 +582,13 @@ impl Attempt {
             cx.effects.push(Effect::Publish(event));
         }
         self.rearm(cx);
+    }
+
+    /// Once, and for whatever is recorded: what has logs is not forgotten before they are shipped.
+    fn ship_logs(&self, cx: &mut Context<'_>, submission: &Submission) {
+        if cx.serving.capabilities.logs {
+            cx.effects.push(Effect::ShipLogs(self.hold, submission.clone()));
+        }
     }
 
     fn record(&mut self, cx: &mut Context<'_>) {

@@ -154,6 +154,31 @@ fn a_job_is_created_recorded_started_watched_told_and_forgotten_in_that_order() 
 }
 
 #[test]
+fn whatever_is_recorded_has_its_logs_shipped_once_and_is_forgotten_after_them() {
+    let answers = [Ok(()), Err(Fault::Away("down".into())), Err(Fault::Refused("no".into()))];
+    for (canceled, start) in
+        [(true, None), (false, Some(&answers[0])), (false, Some(&answers[1])), (false, Some(&answers[2]))]
+    {
+        let mut b = Bench::new(SubmitMode::TwoPhase);
+        b.core.clusters[0].serving.capabilities.logs = true;
+        let job = b.job();
+        let hold = hold(&job);
+        b.grant(&job);
+        b.step(Input::Created(hold, Ok(submission("s"))));
+        if canceled {
+            b.step(Input::CancelRequested(job.id));
+        }
+        let mut effects = b.step(Input::Recorded(hold, Some(Recorded::Won)));
+        effects.extend(start.into_iter().flat_map(|answer| b.step(Input::Started(hold, answer.clone()))));
+        effects.extend(b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Finished)))));
+        let shipped = effects.iter().filter(|e| matches!(e, Effect::ShipLogs(..))).count();
+        assert_eq!(shipped, 1, "canceled {canceled}, start {start:?}: {effects:?}");
+        assert_eq!(b.step(Input::Settled(job.id)), [], "its logs are not shipped yet");
+        assert!(matches!(&b.step(Input::LogsShipped(hold))[..], [Effect::Forget(_, s)] if s.id == "s"));
+    }
+}
+
+#[test]
 fn logs_shipped_before_the_end_is_seen_are_not_waited_for_again() {
     let mut b = Bench::new(SubmitMode::TwoPhase);
     b.core.clusters[0].serving.capabilities.logs = true;
