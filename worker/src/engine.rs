@@ -6,9 +6,11 @@
 //!
 //! Contract, held by the engine conformance suite:
 //! * `create` under one tag, once or many times, from one process or many, runs nothing (where [`SubmitMode`] can say so).
+//! * An id is never given twice: what is created under a tag after its last submission was forgotten has another id. (The
+//!   model shows why: a create may arrive that late, and whoever still watches the id would start it again.)
 //! * `start` is idempotent, from any process inside the reach; started and already ended count as started.
-//! * `discard` makes sure that what it names never runs; it must not touch anything that was started. Where a submission
-//!   begins by being created, it ends it: nobody recorded it, and a cancel is answered on its word.
+//! * `discard` makes sure that what it names never runs: what is inert goes, and what was started stays untouched. Where a
+//!   submission begins by being created, it is ended: nobody recorded it, and a cancel is answered on this word.
 //! * An error of kind [`EngineError::Away`] leaves the outcome unknown, and the same call can be made again.
 //! * No call takes longer than a third of the lease: the engine cuts it off itself and answers `Away`.
 
@@ -29,7 +31,8 @@ pub enum SubmitMode {
     /// The manager refuses a second submission of one name, and a tombstone keeps a canceled name from use: the same
     /// promise, as long as it remembers names.
     UniqueName,
-    /// The job takes a token before it begins, and only one taker wins: the same promise, at the price of a started loser.
+    /// What is submitted waits at a fence of our own that a start opens, once, for the recorded submission: the same promise,
+    /// at the price of losers that hold resources until they are discarded.
     Fenced,
     /// Neither is possible: never twice, but an attempt whose submit went unanswered is `LOST`.
     AtMostOnce,

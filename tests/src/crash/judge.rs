@@ -37,7 +37,7 @@ pub(super) fn judge(
         all += times;
     }
     ensure!(state != "FINISHED" || times(attempt)? == 1, "it finished and never began: {job}");
-    let excused = is_excused(job, manager, point, times(attempt)?);
+    let excused = is_excused(job, manager, point);
     ensure!(excused || state == kind.ends_as(), "{kind:?} ended as {state}: {job}");
     // Where the job's own process was ended, an attempt is over that may not have begun.
     if kind == Kind::Failing && !excused && point.ends_a_role() {
@@ -46,8 +46,8 @@ pub(super) fn judge(
     Ok(Verdict { id, begun: all })
 }
 
-/// An end the crash itself explains, and that the manager's promise allows, of an attempt that began so often.
-fn is_excused(job: &Value, manager: Manager, point: &Point, times: usize) -> bool {
+/// An end the crash itself explains, and that the manager's promise allows.
+fn is_excused(job: &Value, manager: Manager, point: &Point) -> bool {
     let ended = |state: &str, words: &str| {
         job["state"] == state && job["reason"].as_str().is_some_and(|reason| reason.contains(words))
     };
@@ -60,9 +60,7 @@ fn is_excused(job: &Value, manager: Manager, point: &Point, times: usize) -> boo
             "exec.begins" | "exec.ready" => ended("FAILED", "SIGABRT"),
             _ => false,
         },
-        Manager::TwoPhase | Manager::UniqueName => false,
-        // A submission the crash kept from being recorded has the token; the one that is recorded finds it taken.
-        Manager::Fenced => times == 1 && ended("FAILED", "start token"),
+        Manager::TwoPhase | Manager::UniqueName | Manager::Fenced => false,
         Manager::AtMostOnce => ended("LOST", "this resource manager can"),
     }
 }
@@ -114,9 +112,5 @@ mod tests {
         assert!(passes(Kind::Quick, ("LOST", unasked), &[1], Manager::AtMostOnce, "create.done"));
         assert!(!passes(Kind::Quick, ("LOST", unasked), &[2], Manager::AtMostOnce, "create.done"));
         assert!(!passes(Kind::Quick, ("LOST", unasked), &[1], Manager::UniqueName, "create.done"));
-        let token = "another submission of this attempt has its start token";
-        assert!(passes(Kind::Quick, ("FAILED", token), &[1], Manager::Fenced, "create.done"));
-        assert!(!passes(Kind::Quick, ("FAILED", token), &[0], Manager::Fenced, "create.done"));
-        assert!(!passes(Kind::Quick, ("FAILED", token), &[1], Manager::UniqueName, "create.done"));
     }
 }

@@ -13,7 +13,7 @@ pub const CLUSTERS: [(&str, Promise, Option<&str>, u32); 5] = [
     ("local", Promise::Inert, None, 10),
     ("two-phase", Promise::Inert, Some("two_phase"), 6),
     ("unique-name", Promise::Eager, Some("unique_name"), 3),
-    ("fenced", Promise::Eager, Some("fenced"), 3),
+    ("fenced", Promise::Inert, Some("fenced"), 3),
     ("at-most-once", Promise::AtMostOnce, Some("at_most_once"), 2),
 ];
 

@@ -1,9 +1,9 @@
 //! The engine that runs nothing, for measuring and testing what stands around it.
 //!
-//! Submissions end by themselves after a configured time. In [`SubmitMode::TwoPhase`] a submission begins when started; in
-//! the other modes `create` submits and it begins at once, as it would with a resource manager that cannot create inert,
-//! and `start` does nothing. Every create makes another id, except that one under a tag whose submission is still known
-//! finds that one, where the mode promises so.
+//! Submissions end by themselves after a configured time. Where the mode keeps them from beginning unrecorded
+//! ([`SubmitMode::TwoPhase`], [`SubmitMode::Fenced`]) they begin when started; in the other modes they begin by being created,
+//! as with a resource manager that can do no better, and `start` does nothing. Every create makes another id, except that one
+//! under a tag whose submission is still known finds that one, where the mode promises so.
 //!
 //! They live in this process's memory, and of one made elsewhere it is said what is configured: that it ended well, which
 //! lets adopted jobs end, or that it is absent. With `state` they live in a file, and whoever has it open is the same
@@ -221,21 +221,15 @@ impl Engine for NoopEngine {
         if memory.is_buried(tag) {
             return Err(EngineError::Refused("the name is not to be used any more".to_owned()));
         }
-        let before = memory.under(tag).last();
-        if let Some(attempt) = before.filter(|_| unique) {
+        if let Some(attempt) = memory.under(tag).last().filter(|_| unique) {
             return Ok(Self::submission(&attempt.id));
         }
-        let fenced_off = before.is_some();
         let at = self.clock.now();
         let id = format!("noop-{:08x}-{}", self.origin, self.serial.fetch_add(1, Ordering::Relaxed));
         let time_limit = job.spec.time_limit_seconds.map(Duration::from_secs);
-        let next = match (self.config.mode, fenced_off) {
-            (SubmitMode::TwoPhase, _) => None,
-            (SubmitMode::Fenced, true) => {
-                let why = "another submission of this attempt has its start token";
-                Some(ended_without_running(Ending::Failed, Some(125), why, at))
-            }
-            (SubmitMode::UniqueName | SubmitMode::AtMostOnce | SubmitMode::Fenced, _) => Some(self.begun(at)),
+        let next = match self.config.mode {
+            SubmitMode::TwoPhase | SubmitMode::Fenced => None,
+            SubmitMode::UniqueName | SubmitMode::AtMostOnce => Some(self.begun(at)),
         };
         let happened = std::iter::once(What::Created { at, time_limit }).chain(next);
         memory.tell(happened.map(|what| Event { tag, id: id.clone(), what }).collect())?;
@@ -247,7 +241,15 @@ impl Engine for NoopEngine {
         if let Some(attempt) = memory.find(tag, submission)
             && matches!(attempt.phase, Phase::Inert)
         {
-            let (id, what) = (attempt.id.clone(), self.begun(attempt.created_at));
+            // What was at the fence first has the token, whatever became of it.
+            let taken = memory.under(tag).iter().any(Attempt::began);
+            let what = if taken && self.config.mode == SubmitMode::Fenced {
+                let why = "another submission of this attempt has its start token";
+                ended_without_running(Ending::Failed, Some(125), why, self.clock.now())
+            } else {
+                self.begun(attempt.created_at)
+            };
+            let id = attempt.id.clone();
             memory.tell(vec![Event { tag, id, what }])?;
         }
         Ok(())
@@ -293,10 +295,9 @@ impl Engine for NoopEngine {
             let what = match (&attempt.phase, self.config.mode) {
                 (Phase::Inert, _) if named => Some(What::Removed),
                 // It began without anybody recording it, and the promise is that it does not run.
-                (
-                    Phase::Begun { since, wall },
-                    SubmitMode::UniqueName | SubmitMode::Fenced | SubmitMode::AtMostOnce,
-                ) if named => Some(What::Ended(self.end_by_cancel(tag, attempt, *since, *wall))),
+                (Phase::Begun { since, wall }, SubmitMode::UniqueName | SubmitMode::AtMostOnce) if named => {
+                    Some(What::Ended(self.end_by_cancel(tag, attempt, *since, *wall)))
+                }
                 (Phase::Inert | Phase::Begun { .. } | Phase::Ended(_), _) => None,
             };
             left |= what != Some(What::Removed);
@@ -417,6 +418,9 @@ mod tests {
             let job = job();
             let both = [engine.create(&job).await.unwrap(), engine.create(&job).await.unwrap()];
             assert_eq!(both[0] == both[1], mode == SubmitMode::UniqueName, "{mode:?}");
+            for submission in &both {
+                engine.start(job.tag, submission).await.unwrap();
+            }
             let sightings = engine.poll(&both.map(|submission| (job.tag, submission))).await.unwrap();
             let well = sightings.iter().filter(|s| ending(s) == Some(Ending::Finished)).count();
             assert_eq!(well, runs, "{mode:?}");
@@ -466,7 +470,7 @@ mod tests {
     #[tokio::test]
     async fn what_began_by_being_created_is_ended_by_a_discard() {
         let run_for = Duration::from_hours(1);
-        for mode in [SubmitMode::UniqueName, SubmitMode::Fenced, SubmitMode::AtMostOnce] {
+        for mode in [SubmitMode::UniqueName, SubmitMode::AtMostOnce] {
             let (engine, job) = (engine(NoopConfig { run_for, mode, ..NoopConfig::default() }), job());
             let submission = engine.create(&job).await.unwrap();
             engine.discard(job.tag, None).await.unwrap();

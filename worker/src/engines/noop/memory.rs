@@ -138,6 +138,17 @@ pub(super) struct Attempt {
     pub(super) phase: Phase,
 }
 
+impl Attempt {
+    /// It runs or has run.
+    pub(super) fn began(&self) -> bool {
+        match &self.phase {
+            Phase::Inert => false,
+            Phase::Begun { .. } => true,
+            Phase::Ended(end) => matches!(end, Observation::Ended { began: Some(_), .. }),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) enum Phase {
     Inert,
