@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench crash-matrix torture simulate contract fuzz clean-services
+.PHONY: test lint audit bench model crash-matrix torture simulate contract fuzz clean-services
 
 test:
 	deploy/install-services
@@ -38,6 +38,11 @@ bench:
 	$(CARGO_TARGET_DIR)/release/with-services sh -c 'JOBGATE_DATABASE_URL=$$JOBGATE_TEST_DATABASE_URL \
 	    JOBGATE_BROKER_URL=$$JOBGATE_TEST_AMQP_URL $(CARGO_TARGET_DIR)/release/jobgate bench $(BENCH)'
 
+# Every interleaving of the submission protocol within some faults; MODEL holds flags for a search of one's own, such as
+# MODEL="--kind two-phase --crashes 2 --cancels 1".
+model:
+	cargo run --release --locked -p jobgate-model -- $(MODEL)
+
 # Processes aborted at every point × its first and n-th passing × both forms × every kind of manager; `test` runs a slice.
 crash-matrix:
 	deploy/install-services
@@ -59,7 +64,7 @@ simulate:
 # CONTRACT="--max-examples 500 --seed 7".
 contract:
 	deploy/install-services contract
-	cargo build --workspace --bins --locked
+	cargo build --workspace --all-targets --locked
 	tests/contract/install $(CARGO_TARGET_DIR)/contract
 	$(WITH_SERVICES) $(CARGO_TARGET_DIR)/debug/contract $(CARGO_TARGET_DIR)/contract/bin/schemathesis $(CONTRACT)
 

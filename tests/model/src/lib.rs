@@ -8,10 +8,12 @@
 //! * [`manager`]: a resource manager in each submit mode, and the broken ones.
 //! * [`promises`]: what must hold in every state, and that every state settles once faults stop.
 //! * [`coverage`]: which steps of the code a search has taken, so that no promise holds for want of trying.
+//! * [`search`]: the searches there are, and what each found.
 
 pub mod coverage;
 pub mod manager;
 pub mod promises;
+pub mod search;
 pub mod world;
 
 use coverage::Coverage;
@@ -47,6 +49,8 @@ pub enum Flaw {
     None,
     /// A record replaces whatever was recorded before.
     RecordOverwrites,
+    /// A record counts under whatever claim it was created.
+    RecordOfAnyClaim,
     /// An end that was told moves a job that has ended already.
     EndOverwrites,
 }
@@ -85,7 +89,7 @@ impl Model for Protocol {
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        world.actions(actions);
+        world.actions(self, actions);
     }
 
     fn next_state(&self, world: &World, action: Action) -> Option<World> {

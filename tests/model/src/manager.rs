@@ -1,14 +1,17 @@
 //! A resource manager as far as the protocol meets it: what is created, what begins, what is remembered.
 
 use jobgate_shared::domain::{Ending, Observation};
-use jobgate_worker::engine::{Sighting, SubmitMode};
+use jobgate_worker::{
+    core::Fault,
+    engine::{Sighting, SubmitMode},
+};
 
-/// How a manager submits. The last three are known not to work, and a search must find out why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// How a manager submits. The last four are known not to work, and a search must find out why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Kind {
     /// Creates inert, every time under an id of its own.
     TwoPhase,
-    /// Creates inert under a name of ours, which is the id.
+    /// Creates inert under a name of ours: a create finds what is there already.
     TwoPhaseByName,
     /// Begins at once; refuses a second submission of a name, as long as it remembers.
     UniqueName,
@@ -22,13 +25,19 @@ pub enum Kind {
     LookupFirst,
     /// The first submission to reach the fence passes it, recorded or not.
     FenceForTheFirst,
+    /// Creates inert under a name of ours, which is the id, and can be created again once it is forgotten.
+    IdsReturn,
 }
 
 impl Kind {
+    /// Those that keep every promise.
+    pub const SOUND: [Self; 5] =
+        [Self::TwoPhase, Self::TwoPhaseByName, Self::UniqueName, Self::Fenced, Self::AtMostOnce];
+
     /// What the worker is told of it.
     pub fn mode(self) -> SubmitMode {
         match self {
-            Self::TwoPhase | Self::TwoPhaseByName | Self::LeaseOnly | Self::LookupFirst => {
+            Self::TwoPhase | Self::TwoPhaseByName | Self::LeaseOnly | Self::LookupFirst | Self::IdsReturn => {
                 SubmitMode::TwoPhase
             }
             Self::UniqueName => SubmitMode::UniqueName,
@@ -40,7 +49,7 @@ impl Kind {
     /// What is created begins without a start.
     pub fn begins_at_create(self) -> bool {
         match self {
-            Self::TwoPhase | Self::TwoPhaseByName | Self::Fenced => false,
+            Self::TwoPhase | Self::TwoPhaseByName | Self::Fenced | Self::IdsReturn => false,
             Self::UniqueName
             | Self::AtMostOnce
             | Self::LeaseOnly
@@ -81,8 +90,8 @@ pub struct Began {
 pub struct Manager {
     kind: Kind,
     held: Vec<Held>,
-    /// Names that are not to be used any more.
-    tombstones: Vec<u32>,
+    /// Attempts whose name, or start token, is not to be had any more.
+    used: Vec<u32>,
     /// How each submission ended, remembered by the model when the manager has forgotten it.
     ends: Vec<(Id, Ending)>,
     made: Id,
@@ -93,7 +102,11 @@ const NAMED: Id = 1000;
 
 impl Manager {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, held: Vec::new(), tombstones: Vec::new(), ends: Vec::new(), made: 0 }
+        Self { kind, held: Vec::new(), used: Vec::new(), ends: Vec::new(), made: 0 }
+    }
+
+    fn names_are_ids(&self) -> bool {
+        matches!(self.kind, Kind::UniqueName | Kind::IdsReturn)
     }
 
     /// What a lookup by name finds.
@@ -104,24 +117,28 @@ impl Manager {
     /// Creates; `None` is a refusal. `found` is what the caller's lookup had found before it sent this.
     pub(crate) fn create(&mut self, attempt: u32, found: Option<Id>) -> (Option<Id>, Option<Began>) {
         let known = self.look_up(attempt);
-        let named = matches!(self.kind, Kind::UniqueName | Kind::TwoPhaseByName);
-        if self.tombstones.contains(&attempt) {
+        let finds = matches!(self.kind, Kind::UniqueName | Kind::TwoPhaseByName | Kind::IdsReturn);
+        let used = self.used.contains(&attempt);
+        if used && self.kind == Kind::UniqueName {
             return (None, None);
         }
-        if let Some(id) = known.filter(|_| named).or(found) {
+        if let Some(id) = known.filter(|_| finds).or(found) {
             return (Some(id), None);
         }
         self.made += 1;
-        let id = if named { NAMED + attempt } else { self.made };
+        let id = if self.names_are_ids() { NAMED + attempt } else { self.made };
         let stage = match self.kind {
-            Kind::TwoPhase | Kind::TwoPhaseByName | Kind::Fenced => Stage::Inert,
-            Kind::FenceForTheFirst if known.is_some() => Stage::Ended(Ending::Failed),
+            Kind::TwoPhase | Kind::TwoPhaseByName | Kind::Fenced | Kind::IdsReturn => Stage::Inert,
+            Kind::FenceForTheFirst if used => Stage::Ended(Ending::Failed),
             Kind::UniqueName
             | Kind::AtMostOnce
             | Kind::LeaseOnly
             | Kind::LookupFirst
             | Kind::FenceForTheFirst => Stage::Runs,
         };
+        if self.kind == Kind::FenceForTheFirst {
+            self.used.push(attempt);
+        }
         if let Stage::Ended(ending) = stage {
             self.ends.push((id, ending));
         }
@@ -129,16 +146,26 @@ impl Manager {
         (Some(id), (stage == Stage::Runs).then_some(Began { id, attempt }))
     }
 
-    /// Starts; `None` is a refusal, which is one of the two answers an engine may give for what is no more.
-    pub(crate) fn start(&mut self, id: Id) -> Option<Option<Began>> {
+    /// Starts, or refuses: of what is no more, an engine may say either.
+    pub(crate) fn start(&mut self, id: Id) -> Result<Option<Began>, Fault> {
         let Some(held) = self.held.iter_mut().find(|held| held.id == id) else {
-            return (self.kind != Kind::TwoPhaseByName).then_some(None);
+            return match self.kind {
+                Kind::TwoPhaseByName => Err(Fault::Refused("unknown".to_owned())),
+                Kind::TwoPhase
+                | Kind::UniqueName
+                | Kind::Fenced
+                | Kind::AtMostOnce
+                | Kind::LeaseOnly
+                | Kind::LookupFirst
+                | Kind::FenceForTheFirst
+                | Kind::IdsReturn => Ok(None),
+            };
         };
         let begins = held.stage == Stage::Inert;
         if begins {
             held.stage = Stage::Runs;
         }
-        Some(begins.then_some(Began { id, attempt: held.attempt }))
+        Ok(begins.then_some(Began { id, attempt: held.attempt }))
     }
 
     /// A submission ends; an end stands.
@@ -155,8 +182,19 @@ impl Manager {
     pub(crate) fn discard(&mut self, attempt: u32, id: Option<Id>) {
         let named = |held: &Held| held.attempt == attempt && id.is_none_or(|id| id == held.id);
         self.held.retain(|held| !(named(held) && held.stage == Stage::Inert));
-        if self.kind == Kind::UniqueName && self.look_up(attempt).is_none() {
-            self.tombstones.push(attempt);
+        if matches!(self.kind, Kind::UniqueName | Kind::AtMostOnce) {
+            let running: Vec<Id> = self
+                .held
+                .iter()
+                .filter(|held| named(held) && held.stage == Stage::Runs)
+                .map(|held| held.id)
+                .collect();
+            for id in running {
+                self.end(id, Ending::Canceled);
+            }
+        }
+        if self.kind == Kind::UniqueName && self.look_up(attempt).is_none() && !self.used.contains(&attempt) {
+            self.used.push(attempt);
         }
     }
 
@@ -184,8 +222,8 @@ impl Manager {
 
     /// It has not ended, or its name may be used again.
     pub(crate) fn may_end(&self, id: Id) -> bool {
-        let named = matches!(self.kind, Kind::UniqueName | Kind::TwoPhaseByName);
-        named || self.held.iter().any(|held| held.id == id && !matches!(held.stage, Stage::Ended(_)))
+        self.names_are_ids()
+            || self.held.iter().any(|held| held.id == id && !matches!(held.stage, Stage::Ended(_)))
     }
 
     /// Submissions that run.

@@ -69,20 +69,16 @@ fn canceled_does_not_run(_: &Protocol, world: &World) -> bool {
 
 fn ends_are_true(protocol: &Protocol, world: &World) -> bool {
     let ended = world.recorded().and_then(|id| world.manager.ended(id));
-    let attempts_begun = || world.begun.iter().any(|began| began.attempt == world.row.attempt);
+    // What ran is what the row speaks of.
+    let ran = || world.begun.iter().filter(|began| began.attempt == world.row.attempt);
+    let its_own = || ran().all(|began| world.recorded() == Some(began.id));
     match world.row.state {
-        JobState::Finished => ended == Some(Ending::Finished),
-        // Refused before it was recorded, or ended so.
-        JobState::Failed => {
-            ended == Some(Ending::Failed) || (world.recorded().is_none() && !attempts_begun())
-        }
+        JobState::Finished => ended == Some(Ending::Finished) && its_own(),
+        // Ended so, or refused before it was recorded.
+        JobState::Failed => (ended == Some(Ending::Failed) || world.recorded().is_none()) && its_own(),
         JobState::Canceled => match world.recorded() {
             Some(_) => ended == Some(Ending::Canceled),
-            None => world
-                .begun
-                .iter()
-                .filter(|began| began.attempt == world.row.attempt)
-                .all(|began| world.manager.ended(began.id).is_some()),
+            None => ran().all(|began| world.manager.ended(began.id).is_some()),
         },
         JobState::Lost => protocol.manager == Kind::AtMostOnce,
         JobState::TimedOut => false,

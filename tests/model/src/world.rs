@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use jobgate_shared::{
     domain::{
         Agreement, ClusterName, Command, Document, Ending, Fact, Job, JobId, JobSpec, JobState, Life,
-        Outcome, Project, RetryPolicy, Standing, StatusEvent, Submission, WorkerId, transition,
+        Observation, Outcome, Project, RetryPolicy, Standing, StatusEvent, Submission, WorkerId, transition,
     },
     store::{Recorded, ToHandBack, ToRecord},
 };
@@ -28,7 +28,7 @@ use uuid::Uuid;
 pub type Identity = u8;
 
 /// Something that can happen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// A worker claims the job: a hint may reach any of them at any time.
     Claim(usize),
@@ -201,7 +201,7 @@ impl World {
     }
 
     /// What can happen next; what would change nothing is left to the caller to find out.
-    pub fn actions(&self, actions: &mut Vec<Action>) {
+    pub fn actions(&self, protocol: &Protocol, actions: &mut Vec<Action>) {
         for (p, process) in self.processes.iter().enumerate() {
             // Both are alike until one has claimed.
             if p == 0 || self.row.epoch > 0 {
@@ -256,7 +256,7 @@ impl World {
         }
         for Began { id, .. } in self.manager.running() {
             actions.push(Action::End(id, Ending::Finished));
-            if self.left.retries > 0 || self.row.attempt > 1 {
+            if self.left.retries > 0 || protocol.max_attempts > 1 {
                 actions.push(Action::End(id, Ending::Failed));
             }
         }
@@ -323,6 +323,7 @@ impl World {
             }
             Action::Retry => {
                 self.left.retries -= 1;
+                protocol.coverage.saw("retried");
                 self.tell(protocol, &Fact::Command { command: Command::Retry, by: "user" });
             }
             Action::End(id, ending) => self.manager.end(id, ending),
@@ -351,7 +352,7 @@ impl World {
     /// What nobody waits for could still change something.
     fn matters(&self, Request { from, call, .. }: &Request) -> bool {
         match call {
-            Call::Create(..) => true,
+            Call::Create(..) | Call::Discard(_, None) => true,
             Call::Record(_, item) => {
                 let open = self.row.submission.is_none() && !self.row.state.is_terminal();
                 item.attempt == self.row.attempt && (open || self.flawed)
@@ -361,7 +362,6 @@ impl World {
             }
             Call::Discard(_, Some(submission)) => self.manager.may_end(id_of(submission)),
             Call::Sweep(_, id) => self.manager.may_end(*id),
-            Call::Discard(_, None) => true,
             Call::HandBack(item) => self.row.owner == Some(worker(*from)) && self.row.epoch == item.epoch,
         }
     }
@@ -501,8 +501,8 @@ impl World {
             Call::Record(hold, item) => Input::Recorded(hold, Some(self.record(protocol, &item))),
             Call::Start(hold, submission) => {
                 let answer = self.manager.start(id_of(&submission));
-                self.began(answer.flatten());
-                Input::Started(hold, answer.map(drop).ok_or_else(|| Fault::Refused("unknown".to_owned())))
+                self.began(answer.as_ref().ok().copied().flatten());
+                Input::Started(hold, answer.map(drop))
             }
             Call::Cancel(hold, submission) => {
                 self.manager.end(id_of(&submission), Ending::Canceled);
@@ -531,11 +531,16 @@ impl World {
 
     fn record(&mut self, protocol: &Protocol, item: &ToRecord) -> Recorded {
         let ToRecord { attempt, epoch, submission, .. } = item;
-        if protocol.flaw == Flaw::RecordOverwrites && !self.row.state.is_terminal() {
-            self.row.submission = None;
-            self.row.state = JobState::Claimed;
-        }
-        match self.tell(protocol, &Fact::Record { attempt: *attempt, epoch: *epoch, submission }) {
+        let epoch = match protocol.flaw {
+            Flaw::RecordOverwrites if !self.row.state.is_terminal() => {
+                self.row.submission = None;
+                self.row.state = JobState::Claimed;
+                self.row.epoch
+            }
+            Flaw::RecordOfAnyClaim => self.row.epoch,
+            Flaw::None | Flaw::RecordOverwrites | Flaw::EndOverwrites => *epoch,
+        };
+        match self.tell(protocol, &Fact::Record { attempt: *attempt, epoch, submission }) {
             Outcome::Advanced { .. } | Outcome::Duplicate => Recorded::Won,
             Outcome::Stale | Outcome::Refused(_) => {
                 Recorded::Lost { current: Some(Box::new(self.job(protocol))) }
@@ -574,9 +579,13 @@ impl World {
 
     fn apply(&mut self, protocol: &Protocol, i: usize) {
         let event = self.told[i].clone();
-        let ended = matches!(event.observation, jobgate_shared::domain::Observation::Ended { .. });
-        if protocol.flaw == Flaw::EndOverwrites && ended && self.row.state.is_terminal() {
-            self.row.state = JobState::Running;
+        if let Observation::Ended { ending, .. } = event.observation
+            && protocol.flaw == Flaw::EndOverwrites
+            && self.row.state.is_terminal()
+            && self.row.state != ending.state()
+        {
+            self.row.state = ending.state();
+            self.broken = Some("an ended job moved");
         }
         self.tell(protocol, &Fact::Event(&event));
     }

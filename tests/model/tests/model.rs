@@ -1,78 +1,34 @@
-//! The searches.
-use jobgate_model::{Faults, Protocol, manager::Kind};
-use stateright::{Checker as _, Model as _, report::WriteReporter};
+//! Every interleaving within some faults: what is sound keeps its promises, what is not is found out.
 
-const FAULTS: Faults =
-    Faults { crashes: 1, expiries: 1, losses: 1, ticks: 2, cancels: 1, retries: 0, drains: 0 };
+use jobgate_model::{
+    coverage::{Coverage, STEPS},
+    search,
+};
+use std::sync::Arc;
 
-fn search(kind: Kind, faults: Faults) {
-    let v: Vec<u8> =
-        std::env::var("F").unwrap_or_default().split(',').filter_map(|x| x.parse().ok()).collect();
-    let faults = if v.len() == 7 {
-        Faults {
-            crashes: v[0],
-            expiries: v[1],
-            losses: v[2],
-            ticks: v[3],
-            cancels: v[4],
-            retries: v[5],
-            drains: v[6],
-        }
-    } else {
-        faults
-    };
-    let protocol = Protocol::new(kind, faults);
-    let began = std::time::Instant::now();
-    let checker =
-        protocol.checker().threads(2).timeout(std::time::Duration::from_secs(60)).spawn_bfs().join();
-    let _ = WriteReporter::new(&mut std::io::stdout());
-    eprintln!(
-        "{kind:?}: {} unique, {} in all, depth {}, {:?}",
-        checker.unique_state_count(),
-        checker.state_count(),
-        checker.max_depth(),
-        began.elapsed()
-    );
-    for (name, path) in checker.discoveries() {
-        eprintln!("{kind:?} BROKEN: {name}");
-        let last = path.last_state().clone();
-        for action in path.into_actions() {
-            eprintln!("   {action:?}");
-        }
-        eprintln!("   row {:?}\n   broken {:?} settle {:?}", last.row, last.broken, last);
+#[test]
+fn every_sound_manager_keeps_every_promise_and_every_step_is_taken() {
+    let seen = Arc::<Coverage>::default();
+    for protocol in search::sound(false, &seen) {
+        let what = protocol.to_string();
+        let report = protocol.search();
+        assert!(report.broken.is_empty(), "{what}: {:#?}", report.broken);
+        // The job alone, accepted, created, recorded, started, ended.
+        assert!(
+            report.states > 10 && report.depth > 8,
+            "{what}: {} states, {} deep",
+            report.states,
+            report.depth
+        );
     }
-    eprintln!("missing: {:?}", checker.model().coverage.missing());
+    assert_eq!(seen.missing(), [""; 0], "of {} steps, these were never taken", STEPS.len());
 }
 
 #[test]
-fn two_phase() {
-    search(Kind::TwoPhase, FAULTS);
-}
-#[test]
-fn by_name() {
-    search(Kind::TwoPhaseByName, FAULTS);
-}
-#[test]
-fn unique() {
-    search(Kind::UniqueName, FAULTS);
-}
-#[test]
-fn fenced() {
-    search(Kind::Fenced, FAULTS);
-}
-#[test]
-fn at_most_once() {
-    search(Kind::AtMostOnce, FAULTS);
-}
-#[test]
-fn lease_only() {
-    search(Kind::LeaseOnly, FAULTS);
-}
-#[test]
-fn lookup() {
-    search(Kind::LookupFirst, FAULTS);
-}
-#[test]
-fn first() {
-    search(Kind::FenceForTheFirst, FAULTS);
+fn what_is_known_not_to_work_is_found_out() {
+    for (protocol, what) in search::unsound() {
+        let name = protocol.to_string();
+        let report = protocol.search();
+        assert!(report.found(what).is_some(), "{name}: nobody noticed that {what}: {:#?}", report.broken);
+    }
 }

@@ -1,0 +1,139 @@
+//! The searches: which manager under how many of which faults, and what came of it.
+
+use crate::{Faults, Flaw, Protocol, coverage::Coverage, manager::Kind, world::World};
+use stateright::{Checker as _, Model as _};
+use std::{fmt, num::NonZero, sync::Arc, thread};
+
+/// What a search found.
+#[derive(Debug)]
+pub struct Report {
+    /// Different states.
+    pub states: usize,
+    /// Steps taken between them.
+    pub steps: usize,
+    /// Steps of the longest way that was needed to reach one.
+    pub depth: usize,
+    /// Promises that were broken, and how.
+    pub broken: Vec<Broken>,
+}
+
+/// A way on which a promise breaks.
+#[derive(Debug)]
+pub struct Broken {
+    /// The promise.
+    pub promise: &'static str,
+    /// What was noticed amid the last step, or by letting what is left come to rest.
+    pub why: Option<&'static str>,
+    /// The steps, first to last.
+    pub way: Vec<String>,
+    /// Where they lead.
+    pub end: World,
+}
+
+impl Protocol {
+    /// Visits every state there is, or until every promise is broken.
+    pub fn search(self) -> Report {
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        let checker = self.checker().threads(threads).spawn_bfs().join();
+        let found = checker.discoveries().into_iter().map(|(promise, path)| {
+            let end = path.last_state().clone();
+            let why = end.broken.or_else(|| end.settle(checker.model()).map_or_else(Some, |end| end.broken));
+            Broken { promise, why, way: path.into_actions().iter().map(|a| format!("{a:?}")).collect(), end }
+        });
+        let broken = found.collect();
+        let (states, steps) = (checker.unique_state_count(), checker.state_count());
+        Report { states, steps, depth: checker.max_depth(), broken }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { manager, flaw, faults, max_attempts, logs, coverage: _ } = self;
+        write!(f, "{manager:?}")?;
+        if *flaw != Flaw::None {
+            write!(f, " {flaw:?}")?;
+        }
+        let Faults { crashes, expiries, losses, ticks, cancels, retries, drains } = *faults;
+        let counts = [crashes, expiries, losses, ticks, cancels, retries, drains];
+        let names = ["crash", "expiry", "loss", "tick", "cancel", "retry", "drain"];
+        for (count, name) in counts.into_iter().zip(names).filter(|(count, _)| *count > 0) {
+            write!(f, " {name}×{count}")?;
+        }
+        if *max_attempts > 1 {
+            write!(f, " {max_attempts} attempts")?;
+        }
+        if *logs { write!(f, " logs") } else { Ok(()) }
+    }
+}
+
+const fn faults(counts: [u8; 7]) -> Faults {
+    let [crashes, expiries, losses, ticks, cancels, retries, drains] = counts;
+    Faults { crashes, expiries, losses, ticks, cancels, retries, drains }
+}
+
+// crashes, expiries, losses, ticks, cancels, retries, drains
+/// Mixes of faults that together reach every step; half a minute on two cores in all.
+const MIXES: [[u8; 7]; 6] = [
+    [0, 1, 0, 0, 1, 0, 0],
+    [0, 0, 1, 1, 0, 0, 0],
+    [0, 0, 1, 0, 1, 0, 0],
+    [0, 1, 0, 0, 0, 1, 0],
+    [1, 0, 0, 0, 1, 0, 0],
+    [0, 0, 0, 0, 1, 0, 1],
+];
+
+/// More of each, for some minutes.
+const DEEPER: [[u8; 7]; 8] = [
+    [1, 1, 0, 0, 1, 0, 0],
+    [0, 1, 1, 1, 0, 0, 0],
+    [0, 0, 1, 2, 1, 0, 0],
+    [0, 1, 0, 0, 1, 1, 0],
+    [0, 0, 1, 1, 1, 0, 1],
+    [1, 1, 1, 0, 0, 0, 0],
+    [2, 1, 0, 0, 0, 0, 0],
+    [1, 0, 0, 0, 1, 0, 1],
+];
+
+/// The searches of every sound manager, with what all of them have seen.
+pub fn sound(deep: bool, seen: &Arc<Coverage>) -> Vec<Protocol> {
+    let mixes = MIXES.iter().chain(DEEPER.iter().filter(|_| deep));
+    let plain = mixes.flat_map(|mix| Kind::SOUND.map(|kind| Protocol::new(kind, faults(*mix))));
+    let logs = [[0, 0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1, 0]].into_iter().flat_map(|mix| {
+        [Kind::TwoPhase, Kind::UniqueName]
+            .map(|kind| Protocol { logs: true, ..Protocol::new(kind, faults(mix)) })
+    });
+    let attempts = [Kind::TwoPhaseByName, Kind::AtMostOnce]
+        .map(|kind| Protocol { max_attempts: 2, ..Protocol::new(kind, faults([1, 0, 0, 0, 1, 0, 0])) });
+    plain
+        .chain(logs)
+        .chain(attempts)
+        .map(|protocol| Protocol { coverage: seen.clone(), ..protocol })
+        .collect()
+}
+
+/// The searches of what is known not to work, each with what it must find.
+pub fn unsound() -> Vec<(Protocol, &'static str)> {
+    const TWICE: &str = "an attempt began twice";
+    let crash = faults([1, 0, 0, 0, 0, 0, 0]);
+    let expiry = faults([0, 1, 0, 0, 0, 0, 0]);
+    let late = faults([0, 0, 1, 1, 0, 0, 0]);
+    let cancel = faults([0, 1, 0, 0, 1, 0, 0]);
+    let flawed = |flaw, kind, faults| Protocol { flaw, ..Protocol::new(kind, faults) };
+    vec![
+        (Protocol::new(Kind::LeaseOnly, expiry), TWICE),
+        (Protocol::new(Kind::LookupFirst, expiry), TWICE),
+        (Protocol::new(Kind::LeaseOnly, cancel), "an attempt began after CANCELED"),
+        (Protocol::new(Kind::FenceForTheFirst, crash), "ends are true"),
+        (Protocol::new(Kind::IdsReturn, late), TWICE),
+        (flawed(Flaw::RecordOverwrites, Kind::TwoPhase, expiry), TWICE),
+        (flawed(Flaw::RecordOfAnyClaim, Kind::TwoPhase, cancel), "the job never ends"),
+        (flawed(Flaw::EndOverwrites, Kind::TwoPhaseByName, expiry), "an ended job moved"),
+    ]
+}
+
+impl Report {
+    /// It was broken in this way: by a promise's name, or by what was noticed on the way.
+    pub fn found(&self, what: &str) -> Option<&Broken> {
+        self.broken.iter().find(|broken| broken.promise == what || broken.why == Some(what))
+    }
+}
