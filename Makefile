@@ -41,7 +41,8 @@ bench:
 # Every interleaving of the submission protocol within some faults; MODEL holds flags for a search of one's own, such as
 # MODEL="--kind two-phase --crashes 2 --cancels 1".
 model:
-	cargo run --release --locked -p jobgate-model -- $(MODEL)
+	cargo build --workspace --all-targets --locked
+	$(CARGO_TARGET_DIR)/debug/jobgate-model $(MODEL)
 
 # Processes aborted at every point × its first and n-th passing × both forms × every kind of manager; `test` runs a slice.
 crash-matrix:

@@ -8,12 +8,13 @@ use anyhow::{Context, Result};
 use jobgate_shared::failpoint;
 
 /// Each crate of the product, what its package is called, and the packages of ours it may depend on.
-const CRATES: [(&str, &str, &[&str]); 5] = [
+const CRATES: [(&str, &str, &[&str]); 6] = [
     ("shared", "jobgate-shared", &[]),
     ("api", "jobgate-api", &["jobgate-shared"]),
     ("worker", "jobgate-worker", &["jobgate-shared"]),
     ("cli", "jobgate", &["jobgate-shared", "jobgate-api", "jobgate-worker"]),
     ("tests", "jobgate-tests", &["jobgate-shared", "jobgate-api", "jobgate-worker", "jobgate"]),
+    ("tests/model", "jobgate-model", &["jobgate-shared", "jobgate-worker"]),
 ];
 
 /// A library, and the beginnings of the paths whose code may name it. The `tests` crate may name any.
@@ -58,6 +59,9 @@ fn sources() -> Result<Vec<Source>> {
             }
         }
     }
+    // A crate may lie in another's folder.
+    found.sort_unstable();
+    found.dedup();
     Ok(found)
 }
 

@@ -5,22 +5,23 @@
 //! [`jobgate_shared::domain::transition()`] alone. The model supplies what stands around them, and every fault it may show.
 //!
 //! * [`world`]: one state of all of it, and each thing that can happen to it, under the protocol's own names.
-//! * [`manager`]: a resource manager in each submit mode, and the broken ones.
+//! * [`submissions`]: what a resource manager holds, in each submit mode, and the broken ones.
 //! * [`promises`]: what must hold in every state, and that every state settles once faults stop.
 //! * [`coverage`]: which steps of the code a search has taken, so that no promise holds for want of trying.
 //! * [`search`]: the searches there are, and what each found.
 
 pub mod coverage;
-pub mod manager;
+
 pub mod promises;
 pub mod search;
+pub mod submissions;
 pub mod world;
 
 use coverage::Coverage;
-use manager::Kind;
 use promises::Promise;
 use stateright::{Model, Property};
 use std::sync::Arc;
+use submissions::Kind;
 use world::{Action, World};
 
 /// How many of each fault one run may show.

@@ -5,8 +5,8 @@ use clap::Parser;
 use jobgate_model::{
     Faults, Protocol,
     coverage::{Coverage, STEPS},
-    manager::Kind,
     search::{self, Broken, Report},
+    submissions::Kind,
 };
 use std::{process::ExitCode, sync::Arc, time::Instant};
 

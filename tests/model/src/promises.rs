@@ -1,6 +1,6 @@
 //! What must hold in every state, and where every state leads once faults stop.
 
-use crate::{Protocol, manager::Kind, world::World};
+use crate::{Protocol, submissions::Kind, world::World};
 use jobgate_shared::domain::{Ending, JobState};
 
 /// One promise of the gateway.

@@ -1,6 +1,6 @@
 //! The searches: which manager under how many of which faults, and what came of it.
 
-use crate::{Faults, Flaw, Protocol, coverage::Coverage, manager::Kind, world::World};
+use crate::{Faults, Flaw, Protocol, coverage::Coverage, submissions::Kind, world::World};
 use stateright::{Checker as _, Model as _};
 use std::{fmt, num::NonZero, sync::Arc, thread};
 

@@ -3,7 +3,7 @@
 use crate::{
     Faults, Flaw, Protocol,
     coverage::{Coverage, of_input},
-    manager::{Began, Id, Manager},
+    submissions::{Began, Id, Manager},
 };
 use chrono::{DateTime, Utc};
 use jobgate_shared::{
@@ -451,7 +451,7 @@ impl World {
         for effect in effects {
             let call = match effect {
                 Effect::Create(hold, job) => {
-                    let looks = protocol.manager == crate::manager::Kind::LookupFirst;
+                    let looks = protocol.manager == crate::submissions::Kind::LookupFirst;
                     let found = self.manager.look_up(job.tag.attempt).filter(|_| looks);
                     Call::Create(hold, found)
                 }

@@ -14,8 +14,8 @@ use jobgate_shared::{
         Submission, SubmissionTag,
     },
     store::{
-        Applied, Apply, Claimed, Heartbeat, Pulse, Recorded, Store as _, StoreResult, ToHandBack, ToRecord,
-        memory::MemoryStore,
+        Applied, Apply, Claimed, Heartbeat, Pulse, Recorded, Store as _, StoreError, StoreResult, ToHandBack,
+        ToRecord, memory::MemoryStore,
     },
     wire::Hint,
 };
@@ -149,11 +149,12 @@ impl Engine for Belled {
     }
 }
 
-/// The reference store, counting what a worker asks of it.
+/// The reference store, counting what a worker asks of it; away when told to be.
 #[derive(Debug)]
 struct Counted {
     inner: MemoryStore,
     calls: AtomicU32,
+    away: AtomicBool,
 }
 
 macro_rules! counted {
@@ -162,6 +163,9 @@ macro_rules! counted {
         impl $port for Counted {
             $(async fn $call(&self, $($name: $kind),*) -> StoreResult<$told> {
                 self.calls.fetch_add(1, Ordering::SeqCst);
+                if self.away.load(Ordering::SeqCst) {
+                    return Err(StoreError::Away(anyhow::anyhow!("no answer")));
+                }
                 self.inner.$call($($name),*).await
             })*
         }
@@ -203,7 +207,8 @@ impl House {
     fn start(engine: Belled) -> Self {
         // The store's clock stands still, so no lease ends while a test lets hours pass.
         let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH));
-        let store = Arc::new(Counted { inner: MemoryStore::new(clock.clone()), calls: AtomicU32::new(0) });
+        let (calls, away) = (AtomicU32::new(0), AtomicBool::new(false));
+        let store = Arc::new(Counted { inner: MemoryStore::new(clock.clone()), calls, away });
         let (engine, broker, tasks) = (Arc::new(engine), Arc::new(Memory::new()), Tasks::default());
         let logs = tempfile::tempdir().unwrap();
         let served = Served {
@@ -353,4 +358,19 @@ async fn an_idle_worker_polls_nothing_and_asks_the_store_less_than_once_a_second
     assert!(calls < 60, "{calls} calls in a minute");
     assert_eq!(house.engine.polls(), []);
     house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_whose_claim_never_committed_is_somebody_elses_once_the_lease_is_over() {
+    let house = House::start(Belled::default());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    house.store.away.store(true, Ordering::SeqCst);
+    let tags = house.post(1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut others = house.broker.hints(&[Route::Cluster(cluster())], 1);
+    let soon = tokio::time::timeout(Duration::from_secs(5), others.next()).await;
+    assert!(soon.is_err(), "the worker has it in hand: {soon:?}");
+    let later = tokio::time::timeout(Duration::from_mins(10), others.next()).await;
+    let hinted = later.expect("it comes back").expect("the broker is open").body.jobs.clone();
+    assert_eq!(hinted, [tags[0].job]);
 }
