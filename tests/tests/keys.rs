@@ -27,15 +27,19 @@ async fn post(
         let request = http.post(format!("{}/v1/jobs", site.url)).bearer_auth(&site.token);
         let request = request.header("Idempotency-Key", format!("key-{key}")).json(body);
         let patience = if hasty && attempt == 0 { Duration::from_millis(2) } else { Duration::from_secs(30) };
-        let answer = match request.timeout(patience).send().await {
-            Ok(answer) => answer,
+        // Time may be up amid the answer, too.
+        let answered = async {
+            let answer = request.timeout(patience).send().await?;
+            Ok((answer.status().as_u16(), answer.json().await?))
+        };
+        match answered.await {
+            Ok(answer) => return Ok(answer),
             Err(error) if attempt < 5 => {
+                let error: reqwest::Error = error;
                 ensure!(error.is_timeout() || error.is_request(), "{error:?}");
-                continue;
             }
             Err(error) => return Err(error.into()),
-        };
-        return Ok((answer.status().as_u16(), answer.json().await?));
+        }
     }
     unreachable!("it returns or goes on")
 }
