@@ -1,7 +1,7 @@
 //! The searches: which manager under how many of which faults, and what came of it.
 
 use crate::{Faults, Flaw, Protocol, coverage::Coverage, submissions::Kind, world::World};
-use stateright::{Checker as _, Model as _};
+use stateright::{Checker as _, HasDiscoveries, Model as _};
 use std::{fmt, num::NonZero, sync::Arc, thread};
 
 /// What a search found.
@@ -31,10 +31,11 @@ pub struct Broken {
 }
 
 impl Protocol {
-    /// Visits every state there is, or until every promise is broken.
-    pub fn search(self) -> Report {
+    /// Visits every state there is, or until a promise is broken; of what is known not to work, until every promise is.
+    pub fn search(self, known_to_work: bool) -> Report {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        let checker = self.checker().threads(threads).spawn_bfs().join();
+        let enough = if known_to_work { HasDiscoveries::AnyFailures } else { HasDiscoveries::All };
+        let checker = self.checker().threads(threads).finish_when(enough).spawn_bfs().join();
         let found = checker.discoveries().into_iter().map(|(promise, path)| {
             let end = path.last_state().clone();
             let why = end.broken.or_else(|| end.settle(checker.model()).map_or_else(Some, |end| end.broken));
