@@ -106,7 +106,7 @@ impl Point {
         match self.reach {
             Reach::Everywhere => true,
             Reach::Local => manager == Manager::Local,
-            Reach::Inert => matches!(manager, Manager::Local | Manager::TwoPhase),
+            Reach::Inert => matches!(manager, Manager::Local | Manager::TwoPhase | Manager::Fenced),
         }
     }
 }

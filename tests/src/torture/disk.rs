@@ -1,5 +1,5 @@
-//! A disk of its own for the spool, small enough to be filled. It is mounted where only this run sees it: the harness starts
-//! itself in a mount namespace of its own, and with its last process the disk is gone.
+//! A disk of its own for the spool, small enough to be filled. It is mounted where only this run sees it, if the harness may
+//! start itself in a mount namespace of its own; where it may not, as below a chroot, the disk goes with the run all the same.
 
 use anyhow::{Context as _, Result, ensure};
 use std::{
@@ -14,7 +14,17 @@ const SIZE: &str = "size=32m,nr_inodes=16k,mode=700";
 /// The disk.
 #[derive(Debug)]
 pub struct Disk {
+    folder: PathBuf,
     ballast: PathBuf,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg("--lazy").arg(&self.folder).output();
+        if !done.as_ref().is_ok_and(|done| done.status.success()) {
+            tracing::warn!(folder = %self.folder.display(), ?done, "the disk is still mounted");
+        }
+    }
 }
 
 impl Disk {
@@ -26,7 +36,7 @@ impl Disk {
             .arg(folder)
             .output()?;
         ensure!(done.status.success(), "mount: {}", String::from_utf8_lossy(&done.stderr).trim());
-        Ok(Self { ballast: folder.join("ballast") })
+        Ok(Self { folder: folder.to_owned(), ballast: folder.join("ballast") })
     }
 
     /// Leaves no room, neither for a byte nor for another file.
