@@ -9,13 +9,20 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench model crash-matrix torture simulate contract fuzz clean-services
+.PHONY: test lint audit bench model crash-matrix torture simulate contract fuzz test-slurm siege test-gridengine clean-services
 
+# Half of the programs run beside the other half, for they wait more than they compute; what the first half says comes last.
+# There are no documentation tests.
+FIRST_HALF = $(CARGO_TARGET_DIR)/tests-a-to-d.log
 test:
 	deploy/install-services
-	cargo build --workspace --all-targets --locked
-	# Signals are ignored as in whatever a shell starts in the background; a test sees that no job inherits it.
-	$(WITH_SERVICES) sh -c 'trap "" QUIT USR1; exec cargo test --workspace --locked --no-fail-fast'
+	cargo build --workspace --bin jobgate --bin with-services --tests --locked
+	# Signals are ignored as in whatever a shell starts in the background; a test sees that no job inherits it. SIGINT is
+	# given back to the half that is: tests send it.
+	$(WITH_SERVICES) sh -c 'trap "" QUIT USR1; run="cargo test --workspace --locked --no-fail-fast"; failed=0; \
+	    env --default-signal=INT $$run --test "[a-d]*" >$(FIRST_HALF) 2>&1 & first=$$!; \
+	    $$run --lib --bin jobgate --test "[e-z]*" || failed=$$?; \
+	    wait $$first || failed=$$?; cat $(FIRST_HALF); exit $$failed'
 
 lint:
 	cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
@@ -72,6 +79,25 @@ contract:
 # Every target for SECONDS each; what is found lies in tests/fuzz/artifacts.
 fuzz:
 	tests/fuzz/run $(or $(SECONDS),60)
+
+# The Slurm engine against Slurms of its own, as root; SLURM holds names of cases, such as SLURM="slurm::held".
+test-slurm:
+	deploy/install-services slurm
+	cargo build --workspace --all-targets --locked
+	$(CARGO_TARGET_DIR)/debug/slurm --test-threads 8 $(SLURM)
+
+# The whole gateway on a Slurm that is broken again and again, as root; SIEGE holds how many jobs. `slurm calls` beside it counts
+# the calls a queue of 500 costs.
+siege:
+	deploy/install-services slurm
+	cargo build --workspace --all-targets --locked
+	$(CARGO_TARGET_DIR)/debug/slurm siege $(SIEGE)
+
+# The command engine's preset against the real Grid Engine, as root; GRIDENGINE holds flags of a test program, such as a name.
+test-gridengine:
+	deploy/install-services gridengine
+	cargo build --workspace --all-targets --locked
+	$(CARGO_TARGET_DIR)/debug/gridengine $(GRIDENGINE)
 
 # Runs end their servers themselves; this removes what a run that was killed with -9 left in the temporary directory.
 clean-services:

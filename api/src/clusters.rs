@@ -3,7 +3,7 @@
 
 use jobgate_shared::domain::{ClusterName, JobSpec, SpecError};
 use serde::Serialize;
-use std::fmt::Debug;
+use std::{collections::BTreeMap, fmt::Debug};
 
 /// A configured cluster, as users see it.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
@@ -12,10 +12,35 @@ pub struct ClusterInfo {
     pub name: ClusterName,
     /// The engine that speaks to its resource manager, such as `local`.
     pub engine: String,
+    /// Who works off its jobs.
+    pub served_by: ServedBy,
     /// How that engine keeps an attempt from starting twice.
     pub mode: SubmitMode,
     /// What else it can do.
     pub capabilities: Capabilities,
+    /// What a job may ask for there; whatever else it asks for is refused when it is posted.
+    pub takes: Takes,
+}
+
+/// What a job of a cluster may ask for, beside a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Takes {
+    /// Fields of its `spec`.
+    #[schema(value_type = Vec<String>)]
+    pub fields: Vec<&'static str>,
+    /// The options of `spec.engine`, each with the values it takes, or null where those are not few; null where any
+    /// option is taken.
+    pub options: Option<BTreeMap<String, Option<Vec<String>>>>,
+}
+
+/// Who works off a cluster's jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ServedBy {
+    /// Workers of the gateway, through an engine.
+    Workers,
+    /// Services outside, which claim them over HTTP.
+    Claimants,
 }
 
 /// How an engine keeps an attempt from starting twice.

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod auth;
+pub mod claims;
 pub mod clusters;
 pub mod dispatcher;
 pub mod feed;

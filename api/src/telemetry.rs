@@ -56,6 +56,16 @@ pub const API: &[Metric] = &[
         "Leases of workers that ran out, as a dispatcher believes.",
     ),
     Metric::counter("jobgate_rescued_jobs_total", &[], "Jobs of dead workers handed on."),
+    Metric::counter(
+        "jobgate_claims_outside_total",
+        &["cluster", "kind"],
+        "Jobs granted to services outside: fresh, or adopted from a claimant that is gone.",
+    ),
+    Metric::counter(
+        "jobgate_claim_reports_total",
+        &["cluster", "outcome"],
+        "Reports of services outside, by what became of them.",
+    ),
     Metric::counter("jobgate_retired_jobs_total", &[], "Ended jobs removed by retention."),
 ];
 

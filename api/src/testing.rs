@@ -3,7 +3,9 @@
 use crate::{
     accept::AcceptSettings,
     auth::{self, TokenWish},
-    clusters::{Capabilities, ClusterInfo, ReachKind, SpecValidator, SubmitMode, TimeLimits},
+    clusters::{
+        Capabilities, ClusterInfo, ReachKind, ServedBy, SpecValidator, SubmitMode, Takes, TimeLimits,
+    },
     dispatcher::HintBudget,
     http::{Api, ApiParts, Hosts, HttpConfig, router},
 };
@@ -20,21 +22,23 @@ use jobgate_shared::{
     broker::{Broker, BrokerError, BrokerHealth, Published, Route, Subscription, memory::Memory},
     clock::system,
     domain::{
-        ClusterName, Command, HistoryEntry, Job, JobId, JobSpec, NewJob, SpecError, StatusEvent, TokenId,
-        WorkerId,
+        ClusterName, Command, HistoryEntry, Job, JobId, JobSpec, NewJob, Report, SpecError, StatusEvent,
+        SubmissionTag, TokenId, WorkerId,
     },
     logs::LogStore,
+    reporting::ReportKey,
     store::{
-        Applied, Apply, Changes, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Hinted, Inserted,
-        Oldest, Page, PageRequest, Patch, Removed, Role, Scope, Store, StoreError, StoreResult, Stranded,
-        Token, Vanished, Worker, memory::MemoryStore,
+        Applied, Apply, Changes, Claimed, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter,
+        Heartbeat, Hinted, Inserted, Leases, Oldest, Page, PageRequest, Patch, Pulse, Recorded, Removed,
+        Reported, Role, Scope, Store, StoreError, StoreResult, Stranded, ToHandBack, ToRecord, Token,
+        Vanished, Worker, WorkerCluster, memory::MemoryStore,
     },
     supervise::Tasks,
     wire::{Hint, Nudge},
 };
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -158,6 +162,7 @@ passing_on! {
     history(scope: &Scope, job: JobId) -> Option<Vec<HistoryEntry>>;
     command(scope: &Scope, jobs: &[JobId], command: Command, by: &str) -> Vec<Commanded>;
     patch(scope: &Scope, job: JobId, patch: &Patch) -> Option<Job>;
+    report(scope: &Scope, job: JobId, report: &Report) -> Reported;
     remove(scope: &Scope, job: JobId) -> Removed;
     retirable(before: DateTime<Utc>, limit: u32) -> Vec<JobId>;
     retire(jobs: &[JobId], before: DateTime<Utc>) -> u64;
@@ -175,10 +180,85 @@ passing_on! {
     expire_all_leases() -> ();
     cluster_settings() -> Vec<ClusterSetting>;
     set_paused(cluster: &ClusterName, paused: bool, by: &str) -> ();
+    limit(cluster: &ClusterName, max_in_flight: Option<u32>, by: &str) -> ();
     create_token(token: &Token) -> ();
     tokens(scope: &Scope) -> Vec<Token>;
     token(id: TokenId) -> Option<Token>;
     revoke_token(scope: &Scope, id: TokenId) -> bool;
+}
+
+#[async_trait]
+impl Leases for ScriptedStore {
+    async fn register(&self, worker: &Worker, ttl: Duration) -> StoreResult<()> {
+        self.answer()?;
+        self.inner.register(worker, ttl).await
+    }
+
+    async fn heartbeat(&self, worker: WorkerId, pulse: &Pulse) -> StoreResult<Heartbeat> {
+        self.answer()?;
+        self.inner.heartbeat(worker, pulse).await
+    }
+
+    async fn claim(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        jobs: &[JobId],
+    ) -> StoreResult<Vec<Claimed>> {
+        self.answer()?;
+        self.inner.claim(worker, clusters, jobs).await
+    }
+
+    async fn claim_alone(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        job: JobId,
+    ) -> StoreResult<Claimed> {
+        self.answer()?;
+        self.inner.claim_alone(worker, clusters, job).await
+    }
+
+    async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>> {
+        self.answer()?;
+        self.inner.held(worker).await
+    }
+
+    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+        self.answer()?;
+        self.inner.serving(cluster).await
+    }
+
+    async fn in_hands(
+        &self,
+        cluster: &ClusterName,
+        owners: &[WorkerId],
+        after: Option<JobId>,
+        limit: u32,
+    ) -> StoreResult<Vec<Job>> {
+        self.answer()?;
+        self.inner.in_hands(cluster, owners, after, limit).await
+    }
+
+    async fn record(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {
+        self.answer()?;
+        self.inner.record(items).await
+    }
+
+    async fn hand_back(&self, worker: WorkerId, items: &[ToHandBack]) -> StoreResult<()> {
+        self.answer()?;
+        self.inner.hand_back(worker, items).await
+    }
+
+    async fn deregister(&self, worker: WorkerId) -> StoreResult<()> {
+        self.answer()?;
+        self.inner.deregister(worker).await
+    }
+
+    async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
+        self.answer()?;
+        self.inner.leftovers(found).await
+    }
 }
 
 /// The broker of one process, with an ear at it.
@@ -255,15 +335,16 @@ impl Broker for HeardBroker {
     }
 }
 
-/// Two clusters, `local` and `slurm`; `slurm` takes no images.
+/// `local`, `slurm`, which takes no images, and `far` and `farther`, which are served from outside.
 #[derive(Debug)]
-pub(crate) struct TwoClusters(Vec<ClusterInfo>);
+pub(crate) struct SomeClusters(Vec<ClusterInfo>);
 
-impl TwoClusters {
+impl SomeClusters {
     pub(crate) fn new() -> Arc<Self> {
         let info = |name: &str| ClusterInfo {
             name: name.parse().unwrap(),
             engine: name.to_owned(),
+            served_by: if name.starts_with("far") { ServedBy::Claimants } else { ServedBy::Workers },
             mode: SubmitMode::TwoPhase,
             capabilities: Capabilities {
                 reach: if name == "local" { ReachKind::Host } else { ReachKind::Everywhere },
@@ -271,12 +352,13 @@ impl TwoClusters {
                 logs: true,
                 poll_interval_seconds: 0.2,
             },
+            takes: Takes { fields: vec!["script"], options: Some([].into()) },
         };
-        Arc::new(Self(vec![info("local"), info("slurm")]))
+        Arc::new(Self(["local", "slurm", "far", "farther"].map(info).into()))
     }
 }
 
-impl SpecValidator for TwoClusters {
+impl SpecValidator for SomeClusters {
     fn clusters(&self) -> &[ClusterInfo] {
         &self.0
     }
@@ -304,6 +386,8 @@ pub(crate) struct Bench {
     pub(crate) router: Router,
     /// Administers every project.
     pub(crate) admin: String,
+    /// What jobs' own tokens are made of.
+    pub(crate) report_key: ReportKey,
 }
 
 impl Bench {
@@ -315,17 +399,22 @@ impl Bench {
         let (store, broker, tasks) = (ScriptedStore::new(), HeardBroker::new(), Tasks::default());
         let logs = LogStore::in_memory();
         let budget = Arc::new(HintBudget::new());
-        budget.set(BTreeMap::new(), 10_000);
+        // As the dispatcher has it: nobody is hinted of what is served from outside.
+        let outside = ["far", "farther"].map(|name| (name.parse().unwrap(), 0));
+        budget.set(outside.into(), 10_000);
         let admin = auth::generate_bootstrap();
+        let report_key = ReportKey::new(&auth::generate_bootstrap()).unwrap();
         let api = Api::start(ApiParts {
             store: store.clone(),
+            leases: store.clone(),
             broker: broker.clone(),
             logs: logs.clone(),
             clock: system(),
-            clusters: TwoClusters::new(),
+            clusters: SomeClusters::new(),
             budget: budget.clone(),
             metrics: Arc::new(|| "jobgate_metric 1\n".to_owned()),
             admin_token: Some(admin.clone()),
+            report_key: Some(report_key.clone()),
             accept: AcceptSettings::default(),
             config,
             tasks: tasks.clone(),
@@ -333,16 +422,33 @@ impl Bench {
         let api = api.unwrap();
         let hosts = Hosts::new("127.0.0.1:7070".parse().unwrap(), &["jobs.example.org".to_owned()]);
         let router = router(api.clone(), hosts);
-        Self { store, broker, logs, budget, tasks, api, router, admin }
+        Self { store, broker, logs, budget, tasks, api, router, admin, report_key }
     }
 
     /// A new token.
     pub(crate) async fn token(&self, project: Option<&str>, roles: &[Role]) -> String {
         let project = project.map(|name| name.parse().unwrap());
-        let wish = TokenWish { name: "tester".to_owned(), project, roles: roles.to_vec(), expires_at: None };
+        let (name, roles) = ("tester".to_owned(), roles.to_vec());
+        self.minted(TokenWish { name, project, cluster: None, roles, expires_at: None }).await
+    }
+
+    /// A new token that works for a cluster.
+    pub(crate) async fn worker_token(&self, cluster: &str) -> String {
+        let (name, cluster) = ("runner".to_owned(), Some(cluster.parse().unwrap()));
+        let roles = vec![Role::Work];
+        self.minted(TokenWish { name, project: None, cluster, roles, expires_at: None }).await
+    }
+
+    async fn minted(&self, wish: TokenWish) -> String {
         let minted = auth::mint(wish, "token:test", system().now());
         self.store.inner.create_token(&minted.token).await.unwrap();
         minted.text
+    }
+
+    /// The token an attempt of a job reports with.
+    pub(crate) fn own_token(&self, job: &Value, attempt: u32) -> String {
+        let job = job["id"].as_str().unwrap().parse().unwrap();
+        self.report_key.token(SubmissionTag { job, attempt })
     }
 
     /// A request as the administrator, to be changed and sent.

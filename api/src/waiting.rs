@@ -1,16 +1,16 @@
 //! Why a job waits, in words: what its own row does not know.
 //!
-//! A glance at workers and cluster settings, at most [`GOOD_FOR`] old, so that reading jobs costs the store one more
-//! question a second and not one a job. Never used to decide anything.
+//! A glance at workers, cluster settings and, where there are limits, how full the clusters are, at most [`GOOD_FOR`] old, so
+//! that reading jobs costs the store a question or two more a second and not one a job. Never used to decide anything.
 
 use chrono::{DateTime, Utc};
 use jobgate_shared::{
     clock::Clock,
-    domain::{Job, JobState, WorkerId},
+    domain::{ClusterName, Job, JobState, WorkerId},
     store::{ClusterSetting, Store, StoreResult, Worker},
 };
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -39,13 +39,15 @@ impl Drop for Looking<'_> {
     }
 }
 
-/// Workers and cluster settings at one moment.
+/// Workers, cluster settings and full clusters at one moment.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Sight {
     /// As [`Store::workers`] tells.
     pub workers: Vec<Worker>,
     /// As [`Store::cluster_settings`] tells.
     pub settings: Vec<ClusterSetting>,
+    /// Clusters with as many jobs in flight as an operator allows.
+    pub full: BTreeSet<ClusterName>,
 }
 
 impl Lookout {
@@ -58,7 +60,13 @@ impl Lookout {
     pub async fn look(&self) -> StoreResult<Arc<Sight>> {
         let at = self.clock.monotonic();
         let (workers, settings) = tokio::try_join!(self.store.workers(), self.store.cluster_settings())?;
-        let sight = Arc::new(Sight { workers, settings });
+        let full = if settings.iter().any(|setting| setting.max_in_flight.is_some()) {
+            let clusters = self.store.outstanding().await?.into_iter();
+            clusters.filter(|hinted| hinted.room == Some(0)).map(|hinted| hinted.cluster).collect()
+        } else {
+            BTreeSet::new()
+        };
+        let sight = Arc::new(Sight { workers, settings, full });
         *self.last.write().unwrap_or_else(PoisonError::into_inner) = Some((at, sight.clone()));
         Ok(sight)
     }
@@ -110,6 +118,11 @@ impl Lookout {
 }
 
 impl Sight {
+    /// What an operator set on a cluster.
+    pub(crate) fn setting(&self, cluster: &ClusterName) -> Option<&ClusterSetting> {
+        self.settings.iter().find(|setting| setting.cluster == *cluster)
+    }
+
     /// Why `job` waits, when that is not what its row says.
     fn reason(&self, job: &Job, dead: &HashSet<WorkerId>, now: DateTime<Utc>) -> Option<String> {
         match job.life.state {
@@ -142,9 +155,16 @@ impl Sight {
     /// What keeps every due job of the job's cluster waiting.
     fn cluster_reason(&self, job: &Job) -> Option<String> {
         let cluster = &job.cluster;
-        let paused = self.settings.iter().find(|s| s.cluster == *cluster && s.paused);
-        if let Some(setting) = paused {
+        let setting = self.setting(cluster);
+        if let Some(setting) = setting.filter(|setting| setting.paused) {
             return Some(format!("cluster {cluster} is paused by {}", setting.by));
+        }
+        if let Some(limit) = setting.and_then(|setting| setting.max_in_flight)
+            && self.full.contains(cluster)
+        {
+            return Some(format!(
+                "cluster {cluster} has as many jobs in flight as an operator allows ({limit})"
+            ));
         }
         let serving = || self.workers.iter().filter(|w| w.alive);
         let mut served = serving().flat_map(|w| w.clusters.iter().map(move |c| (w, c)));

@@ -2,7 +2,7 @@
 
 use crate::{
     bench::Bench,
-    commands::{Act, Clusters, List, Logs, Queues, Show, Submit, Token, Workers},
+    commands::{Act, Clusters, List, Logs, Queues, Show, Submit, Token, Update, Workers},
     exit,
     run::Run,
 };
@@ -57,11 +57,13 @@ pub(crate) enum Command {
     Release(Act),
     /// Run ended jobs once more
     Retry(Act),
+    /// Report on a running job: how far it is, what it does, what it made; inside a job, on itself
+    Update(Update),
     /// Show how many jobs stand where, and how long the oldest has waited
     Queues(Queues),
     /// Show workers
     Workers(Workers),
-    /// Show clusters; pause or resume one
+    /// Show clusters; pause, resume or limit one
     Clusters(Clusters),
     /// Make, list and revoke tokens
     Token(Token),
@@ -88,6 +90,7 @@ impl Command {
             | Self::Hold(_)
             | Self::Release(_)
             | Self::Retry(_)
+            | Self::Update(_)
             | Self::Queues(_)
             | Self::Workers(_)
             | Self::Clusters(_)
@@ -113,6 +116,7 @@ impl Command {
             | Self::Hold(_)
             | Self::Release(_)
             | Self::Retry(_)
+            | Self::Update(_)
             | Self::Queues(_)
             | Self::Workers(_)
             | Self::Clusters(_)

@@ -59,6 +59,11 @@ impl DataDir {
         self.0.join("token")
     }
 
+    /// What the tokens are made of that jobs report with.
+    pub(crate) fn report_key_file(&self) -> PathBuf {
+        self.0.join("report-key")
+    }
+
     /// The embedded store.
     pub(crate) fn store_file(&self) -> PathBuf {
         self.0.join("jobgate.db")

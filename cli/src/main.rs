@@ -96,6 +96,7 @@ async fn carry_out(command: Command, config: &Config) -> anyhow::Result<Exit> {
         Command::Hold(act) => act.run(domain::Command::Hold, config).await,
         Command::Release(act) => act.run(domain::Command::Release, config).await,
         Command::Retry(act) => act.run(domain::Command::Retry, config).await,
+        Command::Update(update) => update.run(config).await,
         Command::Queues(queues) => queues.run(config).await,
         Command::Workers(workers) => workers.run(config).await,
         Command::Clusters(clusters) => clusters.run(config).await,

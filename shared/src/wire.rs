@@ -32,7 +32,7 @@ pub enum Nudge {
         /// Who has the jobs.
         worker: WorkerId,
     },
-    /// A cluster was paused or resumed, or a token revoked: cached settings are old.
+    /// A cluster was paused, resumed or limited, or a token revoked: cached settings are old.
     Settings,
 }
 

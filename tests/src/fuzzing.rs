@@ -11,7 +11,9 @@ use chrono::{DateTime, Utc};
 use http_body_util::BodyExt as _;
 use jobgate_api::{
     accept::AcceptSettings,
-    clusters::{Capabilities, ClusterInfo, ReachKind, SpecValidator, SubmitMode, TimeLimits},
+    clusters::{
+        Capabilities, ClusterInfo, ReachKind, ServedBy, SpecValidator, SubmitMode, Takes, TimeLimits,
+    },
     dispatcher::HintBudget,
     http::{Api, ApiParts, Hosts, HttpConfig, router},
 };
@@ -106,6 +108,7 @@ fn api() -> Arc<Api> {
     let local = ClusterInfo {
         name: "local".parse().expect("a name"),
         engine: "none".to_owned(),
+        served_by: ServedBy::Workers,
         mode: SubmitMode::TwoPhase,
         capabilities: Capabilities {
             reach: ReachKind::Everywhere,
@@ -113,12 +116,15 @@ fn api() -> Arc<Api> {
             logs: true,
             poll_interval_seconds: 1.0,
         },
+        takes: Takes { fields: Vec::new(), options: None },
     };
     let budget = Arc::new(HintBudget::new());
     // Nobody takes a hint here.
     budget.set(BTreeMap::new(), 0);
+    let store = Arc::new(MemoryStore::new(clock::system()));
     let parts = ApiParts {
-        store: Arc::new(MemoryStore::new(clock::system())),
+        leases: store.clone(),
+        store,
         broker: Arc::new(broker::memory::Memory::new()),
         logs: LogStore::in_memory(),
         clock: clock::system(),
@@ -126,6 +132,7 @@ fn api() -> Arc<Api> {
         budget,
         metrics: Arc::new(String::new),
         admin_token: Some(TOKEN.to_owned()),
+        report_key: None,
         accept: AcceptSettings::default(),
         config: HttpConfig::default(),
         tasks: Tasks::default(),

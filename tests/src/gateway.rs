@@ -232,6 +232,14 @@ impl Client {
         Ok((status, answer.json().await.unwrap_or(Value::Null)))
     }
 
+    /// `PATCH`: status and body.
+    pub async fn patch(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
+        let request = self.http.patch(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let answer = request.json(body).send().await?;
+        let status = answer.status().as_u16();
+        Ok((status, answer.json().await.unwrap_or(Value::Null)))
+    }
+
     /// Posts a batch under a key; answers the accepted ids. May be called again with the same arguments.
     pub async fn submit(&self, key: &str, jobs: &[Value]) -> Result<Vec<String>> {
         let request = self.http.post(format!("{}/v1/jobs/batch", self.base)).bearer_auth(&self.token);
@@ -293,6 +301,11 @@ impl Client {
 pub struct Ledger(PathBuf);
 
 impl Ledger {
+    /// In this file, which jobs must be able to write.
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     /// A local job that writes itself down and then takes `seconds`.
     pub fn job(&self, seconds: &str) -> Value {
         let script = r#"echo "$JOBGATE_JOB_ID" >> "$1"; exec sleep "$2""#;

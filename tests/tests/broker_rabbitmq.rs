@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use futures::future::join_all;
-use jobgate_shared::broker::conformance::Stage;
+use jobgate_conformance::broker::Stage;
+use jobgate_conformance::broker_conformance;
 use jobgate_shared::broker::rabbitmq::{QueueKind, RabbitMqConfig};
 use jobgate_shared::broker::{
     Broker, BrokerError, BrokerHealth, Delivery, Published, Route, Subscription, rabbitmq,
 };
-use jobgate_shared::broker_conformance;
 use jobgate_shared::domain::{JobId, Observation, StatusEvent, WorkerId};
 use jobgate_shared::settings::{Number, Period};
 use jobgate_shared::wire::{Hint, Nudge};
@@ -67,18 +67,11 @@ async fn next<T>(subscription: &mut Subscription<T>, within: Duration) -> Result
     next.with_context(|| format!("no delivery within {within:?}"))?.context("the subscription ended")
 }
 
-/// Publishes; made again when refused, because a queue that was made a moment ago may have no leader yet.
 async fn publish(broker: &impl Broker, route: &Route) -> Result<Hint> {
-    let (hint, asked) = (hint(), Instant::now());
-    loop {
-        match broker.publish_hint(route, hint.clone()).await {
-            Ok(Published::Routed) => return Ok(hint),
-            Err(BrokerError::Refused(_)) if asked.elapsed() < STEP => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Ok(Published::Unroutable) => anyhow::bail!("no queue takes it"),
-            Err(error) => return Err(error.into()),
-        }
+    let hint = hint();
+    match broker.publish_hint(route, hint.clone()).await? {
+        Published::Routed => Ok(hint),
+        Published::Unroutable => anyhow::bail!("no queue takes it"),
     }
 }
 

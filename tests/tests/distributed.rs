@@ -2,12 +2,14 @@
 
 use anyhow::{Result, ensure};
 use jobgate_tests::{
+    environment,
     gateway::{Client, Role, Site},
+    scrape::Scrape,
     services::{Database, Postgres, RabbitMq, Shutdown, Vhost},
     wait::until,
 };
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LOCAL: &str = r#"
 [worker]
@@ -185,11 +187,85 @@ async fn a_worker_that_cannot_open_its_spool_says_so_and_ends_in_order() -> Resu
     let _alone = ALONE.lock().await;
     let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
     let nowhere = "[clusters.local]\nengine = \"local\"\nspool_dir = \"/dev/null/spool\"\n";
-    let site = Site::distributed(nowhere, database.url(), vhost.url())?;
-    site.run(&["migrate"])?;
-    let output = site.output(&["worker"])?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(!output.status.success() && said.contains("/dev/null/spool"), "{}: {said}", output.status);
-    ensure!(!said.contains("panicked"), "{said}");
+    // The other broker never greets: the worker ends amid its dial.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let silence = format!("amqps://127.0.0.1:{}/%2f", silent.local_addr()?.port());
+    for broker in [vhost.url(), &silence] {
+        let site = Site::distributed(nowhere, database.url(), broker)?;
+        site.run(&["migrate"])?;
+        let output = site.output(&["worker"])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains("/dev/null/spool"), "{}: {said}", output.status);
+        ensure!(!said.contains("panicked"), "{said}");
+    }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_job_has_what_it_reports_with_once_both_address_and_key_are_configured() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
+    let mut site = Site::distributed(LOCAL, database.url(), vhost.url())?;
+    site.run(&["migrate"])?;
+    site.set("JOBGATE_REPORT_KEY", "a-report-key-that-only-tests-know");
+    let (api, recorder) = (site.start("api").await?, site.start("recorder").await?);
+    let client = site.client(&api)?;
+    let run = async |script: &str| {
+        let command = json!(["/bin/sh", "-c", script, environment::jobgate()?]);
+        let (_, accepted) = client.post("/v1/jobs", &json!({"spec": {"command": command}})).await?;
+        let id = accepted["id"].as_str().unwrap_or_default();
+        let ended = client.get(&format!("/v1/jobs/{id}?wait=30s")).await?;
+        ensure!(ended["state"] == "FINISHED", "{ended}");
+        anyhow::Ok(ended)
+    };
+    let mut worker = site.start("worker").await?;
+    run(r#"test -n "$JOBGATE_JOB_ID" && test -z "$JOBGATE_URL$JOBGATE_TOKEN""#).await?;
+    worker.drain(Duration::from_secs(30)).await?;
+    site.set("JOBGATE_REPORT_URL", api.url.clone());
+    let worker = site.start("worker").await?;
+    let ended = run(r#""$0" update --progress 70 --stage counting && "$0" update --progress 60"#).await?;
+    ensure!(ended["progress"] == 70 && ended["stage"] == "counting", "{ended}");
+    end([worker, recorder, api]).await
+}
+
+#[tokio::test]
+async fn workers_keep_to_the_limits_of_a_cluster_together() -> Result<()> {
+    const CALLS: u32 = 60;
+    const SUBMITS: u32 = 10;
+    const IN_FLIGHT: u64 = 5;
+    let _alone = ALONE.lock().await;
+    let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
+    let limits = format!("max_calls_per_second = {CALLS}\nmax_submits_per_second = {SUBMITS}\n");
+    let config = format!("{NOOP}{limits}run_for = \"300ms\"\npoll_interval = \"500ms\"\n");
+    let mut site = Site::distributed(&config, database.url(), vhost.url())?;
+    let (api, workers, recorders) = start(&mut site, 3, 1).await?;
+    let client = site.client(&api[0])?;
+    let began = Instant::now();
+    post_all(&client, &noop_jobs(60)).await?;
+    client.all_finished(60, Duration::from_mins(2)).await?;
+    let mut calls = 0.0;
+    for worker in &workers {
+        let scrape = Scrape::parse(&site.client(worker)?.text("/metrics").await?)?;
+        calls += scrape.value("jobgate_rm_calls_total", &[("cluster", "noop")]).unwrap_or(0.0);
+    }
+    let took = began.elapsed().as_secs_f64();
+    // Each was created and started; the first call of each worker waits for nothing.
+    ensure!((120.0..=took.mul_add(CALLS.into(), 3.0)).contains(&calls), "{calls} calls in {took} s");
+    ensure!(took >= 57.0 / f64::from(SUBMITS), "60 jobs were taken on in {took} s");
+    // What operators set while it runs.
+    let (status, limited) = client.patch("/v1/clusters/noop", &json!({"max_in_flight": IN_FLIGHT})).await?;
+    ensure!(status == 200 && limited["max_in_flight"] == IN_FLIGHT, "{status} {limited}");
+    client.submit("more", &noop_jobs(30)).await?;
+    let mut most = 0;
+    until("every job has finished", Duration::from_mins(2), async || {
+        let depths = client.depths().await?;
+        let of = |state: &str| depths.get(state).copied().unwrap_or(0);
+        let in_flight = of("CLAIMED") + of("PENDING") + of("RUNNING");
+        most = most.max(in_flight);
+        ensure!(of("FINISHED") == 90, "{depths:?}");
+        Ok(())
+    })
+    .await?;
+    ensure!((1..=IN_FLIGHT).contains(&most), "{most} jobs were in flight at once");
+    end(workers.into_iter().chain(recorders).chain(api)).await
 }

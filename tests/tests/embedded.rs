@@ -1,9 +1,13 @@
 //! The embedded form, end to end: one process, killed and started again, driven over HTTP.
 
 use anyhow::{Context as _, Result, ensure};
-use jobgate_tests::{gateway::Site, wait::until};
+use jobgate_tests::{
+    environment::jobgate,
+    gateway::{Client, Site},
+    wait::until,
+};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 const CONFIG: &str = r#"
 [clusters.local]
@@ -144,5 +148,61 @@ async fn a_cancel_reaches_a_job_in_every_state_and_its_process_is_gone() -> Resu
         ensure!(status == 409, "{status}");
     }
     ensure!(ledger.runs()?.len() == 1, "what was held never ran");
+    serve.drain(Duration::from_secs(20)).await
+}
+
+/// The first attempt reports, leaves its token in the file `$1` and fails. The second tries that token, which must not be
+/// heard, reports, waits for the file `$2` and reports again. `$0` is our binary.
+const REPORTING: &str = r#"
+update() { "$0" update "$@"; }
+if [ "$JOBGATE_ATTEMPT" = 1 ]; then
+    printf %s "$JOBGATE_TOKEN" >"$1" || exit 3
+    update --progress 90 --stage first --output part=one || exit 4
+    exit 1
+fi
+JOBGATE_ATTEMPT= JOBGATE_TOKEN=$(cat "$1") "$0" update --progress 99 --stage old
+[ $? = 1 ] || exit 5
+update --progress 40 --stage second --message "it's me" --label checked || exit 6
+update --progress 30 || exit 7
+until [ -e "$2" ]; do sleep 0.05; done
+update --progress 100 --message "" --output result=s3://bucket/x --output-json rows='[7]' || exit 8
+"#;
+
+#[tokio::test]
+async fn a_job_reports_on_itself_and_an_attempt_that_is_over_is_not_heard() -> Result<()> {
+    let mut site = Site::embedded(CONFIG)?;
+    let mut serve = site.start("serve").await?;
+    let client = site.client(&serve)?;
+    let (token, go) = (site.file("token-of-the-first"), site.file("go"));
+    let command = json!(["/bin/sh", "-c", REPORTING, jobgate()?, token, go]);
+    let job = json!({"spec": {"command": command}, "max_attempts": 2, "retry": {"backoff_seconds": 0}});
+    let (_, accepted) = client.post("/v1/jobs", &job).await?;
+    let path = format!("/v1/jobs/{}", accepted["id"].as_str().context("id")?);
+    let told = |job: &Value| {
+        let fields = ["attempt", "progress", "stage", "message", "labels", "outputs"];
+        Value::Array(fields.iter().map(|field| job[field].clone()).collect())
+    };
+    let second = json!([2, 40, "second", "it's me", ["checked"], {"part": "one"}]);
+    until("the second attempt has told how far it is", Duration::from_secs(30), async || {
+        let job = client.get(&path).await?;
+        ensure!(told(&job) == second, "{job}");
+        Ok(())
+    })
+    .await?;
+    let running = client.get(&path).await?;
+    ensure!(!running.to_string().contains("jgj_"), "no answer shows a token: {running}");
+    std::fs::write(&go, "")?;
+    let ended = client.get(&format!("{path}?wait=30s")).await?;
+    ensure!(ended["state"] == "FINISHED", "{ended}");
+    let outputs = json!({"part": "one", "result": "s3://bucket/x", "rows": [7]});
+    ensure!(told(&ended) == json!([2, 100, "second", null, ["checked"], outputs]), "{ended}");
+    let first = std::fs::read_to_string(&token)?;
+    let (status, problem) =
+        Client::new(&serve.url, &first)?.post(&format!("{path}/reports"), &json!({"progress": 1})).await?;
+    ensure!(status == 409 && problem["type"] == "urn:jobgate:problem:state-conflict", "{status} {problem}");
+    ensure!(Client::new(&serve.url, &first)?.answer("/v1/jobs").await?.status() == 403);
+    ensure!(!serve.process.log_tail().contains("jgj_"), "{}", serve.process.log_tail());
+    let key = std::fs::metadata(site.data_dir().join("report-key"))?;
+    ensure!(key.permissions().mode() & 0o777 == 0o600, "only its owner may read the key");
     serve.drain(Duration::from_secs(20)).await
 }

@@ -8,7 +8,10 @@ use jobgate_tests::{
     wait::until,
 };
 use serde_json::{Value, json};
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 /// One job at a time, so that some wait; heartbeats well within the time after which an end is told again.
 const CONFIG: &str = r#"
@@ -141,5 +144,27 @@ async fn every_metric_says_what_it_is_and_every_plain_counter_is_there_from_the_
     for metric in plain {
         ensure!(scrape.metrics().contains(metric.name), "{} comes only with its first event", metric.name);
     }
+    serve.drain(Duration::from_secs(20)).await
+}
+
+#[tokio::test]
+async fn a_manager_is_called_no_more_often_than_allowed_and_the_calls_are_counted() -> Result<()> {
+    const A_SECOND: u32 = 20;
+    let config = format!(
+        "[clusters.local]\nengine = \"noop\"\nmax_calls_per_second = {A_SECOND}\npoll_interval = \"1s\"\n"
+    );
+    let mut site = Site::embedded(&config)?;
+    let mut serve = site.start("serve").await?;
+    let client = site.client(&serve)?;
+    let calls =
+        async || Ok::<_, anyhow::Error>(scrape(&client).await?.value("jobgate_rm_calls_total", &[LOCAL]));
+    let (began, before) = (Instant::now(), calls().await?.unwrap_or(0.0));
+    let jobs: Vec<Value> = (0..60).map(|_| json!({"spec": {"command": ["true"]}})).collect();
+    client.submit("sixty", &jobs).await?;
+    client.all_finished(60, SOON).await?;
+    let made = calls().await?.context("calls are counted")? - before;
+    let most = began.elapsed().as_secs_f64() * f64::from(A_SECOND) + 2.0;
+    // Each was created and started.
+    ensure!((120.0..=most).contains(&made), "{made} calls, at most {most} allowed");
     serve.drain(Duration::from_secs(20)).await
 }

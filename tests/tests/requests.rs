@@ -193,6 +193,7 @@ enum Request {
     Command(&'static str, Target),
     Bulk(&'static str, Vec<(String, String)>),
     Patch(Target, Value),
+    Report(Target, Value),
     Delete(Target),
 }
 
@@ -205,6 +206,14 @@ fn request() -> BoxedStrategy<Request> {
             json!({"labels": labels, "priority": priority, "progress": progress, "outputs": outputs}),
         )
     });
+    let words = (of(line()), of(line()), of(vec(line(), 0..3)));
+    let report = (of(0..3_u32), of(any::<i64>()), of(-10..120_i64), words, of(document()), of(any_job()));
+    let report = report.prop_map(|(attempt, seq, progress, (stage, message, labels), outputs, other)| {
+        other.unwrap_or(json!({
+            "attempt": attempt, "seq": seq, "progress": progress, "stage": stage, "message": message,
+            "labels": labels, "outputs": outputs
+        }))
+    });
     prop_oneof![
         4 => any_job().prop_map(Request::Post),
         1 => vec(any_job(), 0..5).prop_map(Request::Batch),
@@ -214,6 +223,7 @@ fn request() -> BoxedStrategy<Request> {
         3 => (command(), target()).prop_map(|(command, target)| Request::Command(command, target)),
         1 => (command(), parameters()).prop_map(|(command, filter)| Request::Bulk(command, filter)),
         2 => (target(), patch).prop_map(|(target, patch)| Request::Patch(target, patch)),
+        2 => (target(), report).prop_map(|(target, report)| Request::Report(target, report)),
         1 => target().prop_map(Request::Delete),
     ]
     .boxed()
@@ -280,6 +290,12 @@ impl Client<'_> {
                     }
                     assert_eq!(self.gateway.read(&path), job);
                 }
+            }
+            Request::Report(target, report) => {
+                let path = self.path(target, "/reports");
+                let told = self.gateway.send("POST", &path, &json, report.to_string());
+                // Nothing runs here.
+                assert!(matches!(told.status, 400 | 404 | 409), "{told:?}");
             }
             Request::Delete(target) => {
                 let path = self.path(target, "");

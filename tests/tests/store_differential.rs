@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
+use jobgate_conformance::differential;
+use jobgate_conformance::store::Stage;
 use jobgate_shared::store::FullStore;
-use jobgate_shared::store::conformance::Stage;
-use jobgate_shared::store::differential;
 use jobgate_shared::store::postgres::{PostgresConfig, PostgresStore, migrate};
 use jobgate_tests::services::Database;
 use sqlx::{Connection as _, PgConnection};

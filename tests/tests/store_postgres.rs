@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use jobgate_conformance::store::Stage;
 use jobgate_shared::domain::{
     ClusterName, Command, Document, Ending, Job, JobId, JobSpec, JobState, NewJob, Observation, Project,
     RetryPolicy, StatusEvent, Submission, WorkerId,
 };
-use jobgate_shared::store::conformance::Stage;
 use jobgate_shared::store::postgres::{PostgresConfig, PostgresStore, migrate};
 use jobgate_shared::store::{
     Applied, Apply as _, Claimed, Filter, FullStore, Inserted, Leases as _, PageRequest, Recorded, Scope,
@@ -181,7 +181,7 @@ impl Stage for Server {
     }
 }
 
-jobgate_shared::store_conformance!(async || {
+jobgate_conformance::store_conformance!(async || {
     let database = Database::fresh().await?;
     anyhow::Ok(Server { store: open(database.url()).await?, _database: database })
 });
@@ -335,6 +335,49 @@ async fn the_feed_waits_for_a_batch_that_began_earlier_and_commits_later() -> Re
     transaction.commit().await?;
     let told = store.changes(begin, 10).await?;
     ensure!(told.items.len() == 1, "{told:?}");
+    store.close().await;
+    Ok(slow.close().await?)
+}
+
+#[tokio::test]
+async fn the_feed_misses_nothing_of_claims_that_wait_for_the_row_of_a_limited_cluster() -> Result<()> {
+    let database = Database::fresh().await?;
+    let store = open(database.url()).await?;
+    let (mut jobs, mut serves) = (Vec::new(), Vec::new());
+    for name in ["limited-a", "limited-b"] {
+        let cluster: ClusterName = name.parse()?;
+        store.limit(&cluster, Some(5), "token:test").await?;
+        let job = NewJob { cluster: cluster.clone(), ..new_job() };
+        jobs.push(job.id);
+        store.insert(&[job], None).await?;
+        serves.push(WorkerCluster { name: cluster, reach: None, parked: None });
+    }
+    let begin = store.feed_end().await?;
+    let mut slow = PgConnection::connect(database.url()).await?;
+    let mut transaction = slow.begin().await?;
+    let lock = "-- lock_a_cluster
+        SELECT 1 FROM clusters WHERE name = 'limited-b' FOR UPDATE";
+    sqlx::raw_sql(lock).execute(&mut *transaction).await?;
+    let worker = worker(&store).await?;
+    let claim = store.claim(worker, &serves, &jobs);
+    let read = async {
+        // The claim has the first row and waits for the second, while others commit after it, and a reader wonders whose
+        // transaction that is.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        insert(&store, 1).await?;
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        let early = store.changes(begin, 10).await?;
+        transaction.commit().await?;
+        anyhow::Ok(early)
+    };
+    let (claimed, early) = tokio::join!(claim, read);
+    let (claimed, early) = (claimed?, early?);
+    ensure!(claimed.iter().all(|one| matches!(one, Claimed::Granted(_))), "{claimed:?}");
+    let after = early.items.last().map_or(begin, |(cursor, _)| *cursor);
+    let late = store.changes(after, 10).await?;
+    let told = early.items.iter().chain(&late.items);
+    let claims = told.filter(|(_, change)| change.entry.to == JobState::Claimed).count();
+    ensure!(claims == 2, "{early:?} {late:?}");
     store.close().await;
     Ok(slow.close().await?)
 }

@@ -8,17 +8,22 @@ use anyhow::{Context, Result};
 use jobgate_shared::failpoint;
 
 /// Each crate of the product, what its package is called, and the packages of ours it may depend on.
-const CRATES: [(&str, &str, &[&str]); 6] = [
+const CRATES: [(&str, &str, &[&str]); 7] = [
     ("shared", "jobgate-shared", &[]),
+    ("shared/conformance", "jobgate-conformance", &["jobgate-shared"]),
     ("api", "jobgate-api", &["jobgate-shared"]),
     ("worker", "jobgate-worker", &["jobgate-shared"]),
     ("cli", "jobgate", &["jobgate-shared", "jobgate-api", "jobgate-worker"]),
-    ("tests", "jobgate-tests", &["jobgate-shared", "jobgate-api", "jobgate-worker", "jobgate"]),
+    (
+        "tests",
+        "jobgate-tests",
+        &["jobgate-shared", "jobgate-conformance", "jobgate-api", "jobgate-worker", "jobgate"],
+    ),
     ("tests/model", "jobgate-model", &["jobgate-shared", "jobgate-worker"]),
 ];
 
 /// A library, and the beginnings of the paths whose code may name it. The `tests` crate may name any.
-const CONFINED: [(&str, &[&str]); 4] = [
+const CONFINED: [(&str, &[&str]); 5] = [
     ("sqlx", &["shared/src/store/postgres", "shared/src/store/sqlite"]),
     ("lapin", &["shared/src/broker/rabbitmq"]),
     (
@@ -33,6 +38,7 @@ const CONFINED: [(&str, &[&str]); 4] = [
         ],
     ),
     ("backoff", &["shared/src/retry.rs"]),
+    ("reqwest", &["worker/src/engines/slurm", "cli/src/client"]),
 ];
 
 /// Names that say nothing about what a module owns, whole or as a word of a longer one.

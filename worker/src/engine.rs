@@ -12,7 +12,8 @@
 //! * `discard` makes sure that what it names never runs: what is inert goes, and what was started stays untouched. Where a
 //!   submission begins by being created, it is ended: nobody recorded it, and a cancel is answered on this word.
 //! * An error of kind [`EngineError::Away`] leaves the outcome unknown, and the same call can be made again.
-//! * No call takes longer than a third of the lease: the engine cuts it off itself and answers `Away`.
+//! * No call that does something takes longer than a third of the lease, and no look (`poll`, `inert`, `ended`, `read_log`)
+//!   for ever: the engine cuts it off itself and answers `Away`.
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -10,6 +10,7 @@
 pub mod core;
 pub mod engine;
 pub mod engines;
+pub mod pace;
 pub mod regulator;
 mod session;
 pub mod telemetry;

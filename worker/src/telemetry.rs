@@ -53,6 +53,11 @@ pub const METRICS: &[Metric] = &[
         &["cluster"],
         "Inert submissions no row records, removed.",
     ),
+    Metric::counter(
+        "jobgate_claims_unheard_total",
+        &[],
+        "Jobs found in this worker's name that no claim had told it of, claimed again.",
+    ),
     Metric::counter("jobgate_log_bytes_total", &[], "Bytes of logs shipped."),
     Metric::counter("jobgate_log_ship_errors_total", &[], "Tries to ship logs that failed."),
     Metric::counter("jobgate_local_runners_started_total", &["cluster"], "Runner processes started."),
@@ -65,6 +70,11 @@ pub const METRICS: &[Metric] = &[
         "jobgate_local_processes_killed_total",
         &["cluster"],
         "Processes of jobs whose runner was gone, killed because nobody watched them.",
+    ),
+    Metric::counter(
+        "jobgate_commands_cut_off_total",
+        &["cluster"],
+        "Commands of a scheduler killed because they took too long.",
     ),
     Metric::gauge("jobgate_local_spool_attempts", &["cluster"], "Attempts in the spool at the last sweep."),
 ];

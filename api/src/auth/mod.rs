@@ -8,7 +8,7 @@ mod token;
 use chrono::{DateTime, Utc};
 use jobgate_shared::{
     clock::Clock,
-    domain::{Project, TokenId},
+    domain::{ClusterName, Project, TokenId},
     store::{Role, Scope, Store, StoreError, Token},
 };
 use std::{
@@ -40,6 +40,8 @@ pub struct Principal {
     pub by: String,
     /// The one project it sees; every project when absent.
     pub project: Option<Project>,
+    /// The one cluster it works for, if it works for one.
+    pub cluster: Option<ClusterName>,
     /// What it may do.
     pub roles: Vec<Role>,
 }
@@ -55,6 +57,12 @@ impl Principal {
         self.project.is_none() && self.may(Role::Admin)
     }
 
+    /// It may claim and drive the jobs of this cluster.
+    pub fn works_for(&self, cluster: &str) -> bool {
+        let own = || self.cluster.as_ref().is_some_and(|own| own.as_str() == cluster);
+        self.is_operator() || self.roles.contains(&Role::Work) && own()
+    }
+
     /// What it sees.
     pub fn scope(&self) -> Scope {
         self.project.clone().map_or(Scope::All, Scope::Project)
@@ -63,11 +71,12 @@ impl Principal {
 
 fn includes(has: Role, needed: Role) -> bool {
     match needed {
-        Role::Read => true,
+        Role::Read => has != Role::Work,
         Role::Submit => matches!(has, Role::Submit | Role::Admin),
         // Whoever may post jobs may act on them.
         Role::Cancel => matches!(has, Role::Cancel | Role::Submit | Role::Admin),
         Role::Admin => has == Role::Admin,
+        Role::Work => matches!(has, Role::Work | Role::Admin),
     }
 }
 
@@ -108,6 +117,8 @@ pub struct TokenWish {
     pub name: String,
     /// The project it opens; every project when absent.
     pub project: Option<Project>,
+    /// The cluster it works for, if that is what it is for.
+    pub cluster: Option<ClusterName>,
     /// What it allows.
     pub roles: Vec<Role>,
     /// Not valid from this time on.
@@ -118,9 +129,10 @@ pub struct TokenWish {
 pub fn mint(wish: TokenWish, created_by: &str, now: DateTime<Utc>) -> Minted {
     let id = TokenId::generate();
     let (text, secret_sha256) = token::mint(id);
-    let TokenWish { name, project, roles, expires_at } = wish;
+    let TokenWish { name, project, cluster, roles, expires_at } = wish;
     let created_by = created_by.to_owned();
-    let token = Token { id, name, project, roles, secret_sha256, created_by, created_at: now, expires_at };
+    let token =
+        Token { id, name, project, cluster, roles, secret_sha256, created_by, created_at: now, expires_at };
     Minted { token, text }
 }
 
@@ -163,8 +175,12 @@ impl Authority {
         if bootstrap.is_some_and(|text| text.len() < MIN_BOOTSTRAP_LENGTH) {
             return Err(TooShort);
         }
-        let operator =
-            Principal { by: "token:bootstrap".to_owned(), project: None, roles: vec![Role::Admin] };
+        let operator = Principal {
+            by: "token:bootstrap".to_owned(),
+            project: None,
+            cluster: None,
+            roles: vec![Role::Admin],
+        };
         Ok(Self {
             store,
             clock,
@@ -238,6 +254,7 @@ impl Authority {
             principal: Arc::new(Principal {
                 by: format!("token:{}", token.name),
                 project: token.project,
+                cluster: token.cluster,
                 roles: token.roles,
             }),
             secret_sha256: token.secret_sha256,
@@ -263,7 +280,7 @@ mod tests {
 
     fn wish(project: Option<&str>, roles: &[Role]) -> TokenWish {
         let project = project.map(|name| name.parse().unwrap());
-        TokenWish { name: "ci".to_owned(), project, roles: roles.to_vec(), expires_at: None }
+        TokenWish { name: "ci".to_owned(), project, cluster: None, roles: roles.to_vec(), expires_at: None }
     }
 
     async fn stored(store: &MemoryStore, wish: TokenWish) -> Minted {
@@ -350,12 +367,10 @@ mod tests {
 
     #[test]
     fn each_role_includes_what_the_port_says() {
-        let table: Vec<(Role, Vec<Role>)> = [Role::Read, Role::Submit, Role::Cancel, Role::Admin]
+        let all = [Role::Read, Role::Submit, Role::Cancel, Role::Admin, Role::Work];
+        let table: Vec<(Role, Vec<Role>)> = all
             .into_iter()
-            .map(|has| {
-                let all = [Role::Read, Role::Submit, Role::Cancel, Role::Admin];
-                (has, all.into_iter().filter(|needed| includes(has, *needed)).collect())
-            })
+            .map(|has| (has, all.into_iter().filter(|needed| includes(has, *needed)).collect()))
             .collect();
         assert_eq!(
             table,
@@ -363,8 +378,26 @@ mod tests {
                 (Role::Read, vec![Role::Read]),
                 (Role::Submit, vec![Role::Read, Role::Submit, Role::Cancel]),
                 (Role::Cancel, vec![Role::Read, Role::Cancel]),
-                (Role::Admin, vec![Role::Read, Role::Submit, Role::Cancel, Role::Admin]),
+                (Role::Admin, all.to_vec()),
+                (Role::Work, vec![Role::Work]),
             ]
         );
+    }
+
+    #[test]
+    fn only_its_own_token_and_an_operators_work_for_a_cluster() {
+        let own = |name: &str| Some(name.parse().unwrap());
+        let principal = |project: Option<&str>, cluster, role| Principal {
+            by: "token:t".to_owned(),
+            project: project.map(|name| name.parse().unwrap()),
+            cluster,
+            roles: vec![role],
+        };
+        assert!(principal(None, own("far"), Role::Work).works_for("far"));
+        assert!(principal(None, None, Role::Admin).works_for("far"));
+        assert!(!principal(None, own("near"), Role::Work).works_for("far"));
+        assert!(!principal(None, None, Role::Work).works_for("far"));
+        assert!(!principal(Some("a"), None, Role::Admin).works_for("far"));
+        assert!(!principal(None, own("far"), Role::Submit).works_for("far"));
     }
 }

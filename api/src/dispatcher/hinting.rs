@@ -2,7 +2,7 @@
 
 use super::{
     Shared, Timer,
-    plan::{Effect, Input, Limits, Look, Plan, Wake},
+    plan::{Effect, Input, Limits, Look, Plan, Set, Wake},
     publishing::{publish, takes},
 };
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -10,7 +10,7 @@ use jobgate_shared::{
     broker::Route,
     domain::{ClusterName, JobId},
     failpoint,
-    store::{Due, Hinted, StoreError},
+    store::{ClusterSetting, Due, Hinted, StoreError},
     wire::Nudge,
 };
 use std::{
@@ -116,8 +116,10 @@ impl Hinting {
             .boxed(),
             Effect::Room { clusters, unseen } => {
                 let room = |jobs: u64| usize::try_from(jobs).unwrap_or(usize::MAX);
-                let clusters = clusters.into_iter().map(|(cluster, jobs)| (cluster, room(jobs))).collect();
-                return shared.parts.budget.set(clusters, room(unseen));
+                let clusters = clusters.into_iter().map(|(cluster, jobs)| (cluster, room(jobs)));
+                // Acceptance hints nobody outside either.
+                let outside = shared.parts.outside.iter().map(|cluster| (cluster.clone(), 0));
+                return shared.parts.budget.set(clusters.chain(outside).collect(), room(unseen));
             }
             Effect::Rest(rest) => return self.timer.set(rest),
         };
@@ -138,18 +140,30 @@ impl Hinting {
     }
 }
 
+fn set(settings: &[ClusterSetting]) -> Set {
+    let those = |are: fn(&ClusterSetting) -> bool| {
+        settings.iter().filter(|one| are(one)).map(|one| one.cluster.clone()).collect()
+    };
+    Set { paused: those(|one| one.paused), limited: those(|one| one.max_in_flight.is_some()) }
+}
+
 impl Shared {
     async fn look(&self, settings: bool) -> Input {
         self.parts.budget.look();
-        let ran_low = self.parts.budget.ran_low();
-        let hinted = answered(self.parts.store.outstanding().await, "count hints");
-        let paused = if settings && hinted.is_some() {
+        let outside = &self.parts.outside;
+        let mut ran_low = self.parts.budget.ran_low();
+        ran_low.retain(|cluster| !outside.contains(cluster));
+        let mut hinted = answered(self.parts.store.outstanding().await, "count hints");
+        if let Some(hinted) = &mut hinted {
+            hinted.retain(|one| !outside.contains(&one.cluster));
+        }
+        let set = if settings && hinted.is_some() {
             let settings = answered(self.parts.store.cluster_settings().await, "read cluster settings");
-            settings.map(|all| all.into_iter().filter(|one| one.paused).map(|one| one.cluster).collect())
+            settings.map(|all| set(&all))
         } else {
             None
         };
-        Input::Looked(hinted.map(|hinted| Look { hinted, paused, ran_low }))
+        Input::Looked(hinted.map(|hinted| Look { hinted, set, ran_low }))
     }
 
     async fn publish(&self, cluster: &ClusterName, messages: Vec<Vec<Due>>) -> Vec<JobId> {

@@ -27,7 +27,11 @@ use jobgate_shared::{
 };
 use plan::Rest;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{sync::watch, time::Instant};
 
 /// What operators set of a dispatcher.
@@ -70,6 +74,8 @@ pub struct Dispatcher {
     pub lease: Duration,
     /// No other process can open the store, so whoever had a lease before this one began is dead.
     pub sole: bool,
+    /// Clusters that are served from outside: who claims there asks the store, and hears no hint.
+    pub outside: BTreeSet<ClusterName>,
 }
 
 /// What both loops share.

@@ -6,7 +6,8 @@
 //!
 //! *Room.* A cluster may have so many jobs hinted as its window says, never more than the limit. The window begins small,
 //! doubles when half of it is empty while jobs wait, and halves while hints run out unclaimed in a queue that holds them:
-//! what is hinted is beyond the reach of priority, so a slow cluster should have little of it.
+//! what is hinted is beyond the reach of priority, so a slow cluster should have little of it. Where an operator limits how many
+//! jobs are in flight, no more are hinted than may be claimed.
 //!
 //! *Hinting again.* That a row's hint ran out says nothing about the message, which a long queue may still hold. It is
 //! lost for certain when all messages in the queue, each as full as can be, could not hold the jobs whose hints ran out:
@@ -69,7 +70,7 @@ pub enum Wake {
     Wanted,
     /// The store holds changes; some may have made jobs due.
     Changed,
-    /// A cluster was paused or resumed.
+    /// A cluster was paused, resumed or limited.
     Settings,
 }
 
@@ -78,10 +79,20 @@ pub enum Wake {
 pub struct Look {
     /// What each cluster with due jobs has hinted.
     pub hinted: Vec<Hinted>,
-    /// The clusters paused by hand, when they were asked for.
-    pub paused: Option<BTreeSet<ClusterName>>,
+    /// What operators set, when it was asked for.
+    pub set: Option<Set>,
     /// Clusters of which acceptance had used up half its room, or was refused some, since the last look.
     pub ran_low: BTreeSet<ClusterName>,
+}
+
+/// What operators set on clusters.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Set {
+    /// Of these nothing fresh is claimed.
+    pub paused: BTreeSet<ClusterName>,
+    /// Of these no more than so many are in flight. What may be claimed is known from a look that names them, so their
+    /// jobs are hinted after one, and by nobody else.
+    pub limited: BTreeSet<ClusterName>,
 }
 
 /// Something that happened.
@@ -169,7 +180,7 @@ pub struct Plan {
     limits: Limits,
     broker: bool,
     queues: BTreeMap<ClusterName, Queue>,
-    paused: BTreeSet<ClusterName>,
+    set: Set,
     workers: BTreeMap<ClusterName, u32>,
     round: Option<Round>,
     /// What came in while a round was under way.
@@ -191,7 +202,7 @@ impl Plan {
             limits,
             broker: false,
             queues: BTreeMap::new(),
-            paused: BTreeSet::new(),
+            set: Set::default(),
             workers: BTreeMap::new(),
             round: None,
             woken: None,
@@ -262,8 +273,8 @@ impl Plan {
 
     fn looked(&mut self, now: Duration, look: Look, effects: &mut Vec<Effect>) {
         self.look_took = self.looked.map_or(Duration::ZERO, |at| now.saturating_sub(at));
-        if let Some(paused) = look.paused {
-            self.paused = paused;
+        if let Some(set) = look.set {
+            self.set = set;
             self.settings = Some(now);
         }
         self.queues.retain(|_, queue| now < queue.seen + FORGET_AFTER);
@@ -274,22 +285,24 @@ impl Plan {
         for (cluster, queue) in &mut self.queues {
             if !look.hinted.iter().any(|hinted| hinted.cluster == *cluster) {
                 queue.nothing_due();
-                if look.ran_low.contains(cluster) {
+                if self.set.limited.contains(cluster) {
+                    queue.left = 0;
+                } else if look.ran_low.contains(cluster) {
                     queue.grow(self.limits);
                     queue.left = queue.window;
                     self.wanted_gap = WANTED_GAP;
                 }
             }
         }
-        for Hinted { cluster, outstanding, expired } in look.hinted {
+        for Hinted { cluster, outstanding, expired, room } in look.hinted {
             let queue = self.queues.entry(cluster.clone()).or_insert_with(|| Queue::new(first, now));
-            queue.see(now, outstanding, expired);
-            if look.ran_low.contains(&cluster) && queue.is_quick() {
+            queue.see(now, outstanding, expired, room);
+            if look.ran_low.contains(&cluster) && queue.is_quick() && room.is_none() {
                 // Acceptance was faster than the looks, and the workers than both.
                 queue.pressed = true;
                 self.wanted_gap = WANTED_GAP;
             }
-            if self.paused.contains(&cluster) {
+            if self.set.paused.contains(&cluster) {
                 queue.left = 0;
             } else if queue.must_ask(now) {
                 self.expect();
@@ -339,9 +352,11 @@ impl Plan {
         if let Some(queue) = self.queues.get_mut(cluster) {
             let again = due.iter().filter(|d| d.again).count() as u64;
             queue.lost = queue.lost.saturating_sub(again);
-            queue.pressed = fetched >= queue.limit;
+            let all = fetched >= queue.limit;
+            // A window does not grow because there was no room to claim.
+            queue.pressed = all && queue.claimable.is_none();
             queue.left = queue.left.saturating_sub(fetched);
-            if queue.pressed {
+            if all {
                 // Others wait: who goes next is decided by priority, so acceptance may not pass them.
                 queue.left = 0;
                 more = queue.limit == MAX_FETCH || queue.lost > 0;
@@ -406,10 +421,11 @@ impl Plan {
         }
         if !round.trouble {
             let unseen = FIRST_WINDOW.min(self.limits.outstanding);
-            let paused = self.paused.iter().map(|cluster| (cluster.clone(), 0));
-            let mut clusters: BTreeMap<_, _> = paused.collect();
-            for (cluster, queue) in &self.queues {
-                clusters.entry(cluster.clone()).or_insert(queue.left);
+            let mut clusters: BTreeMap<_, _> =
+                self.queues.iter().map(|(cluster, queue)| (cluster.clone(), queue.left)).collect();
+            clusters.extend(self.set.paused.iter().map(|cluster| (cluster.clone(), 0)));
+            for cluster in &self.set.limited {
+                clusters.entry(cluster.clone()).or_insert(0);
             }
             effects.push(Effect::Room { clusters, unseen });
         }

@@ -56,7 +56,11 @@ async fn drive(shared: Arc<Shared>) -> anyhow::Result<()> {
                 Effect::Fetch { dead, limit, hint_for } => {
                     let shared = shared.clone();
                     let fetch = async move {
-                        let found = shared.parts.store.stranded(&dead, limit, hint_for).await;
+                        let mut found = shared.parts.store.stranded(&dead, limit, hint_for).await;
+                        if let Ok(found) = &mut found {
+                            // Handed back by a claimant; another one finds it without a hint.
+                            found.retain(|group| !shared.parts.outside.contains(&group.cluster));
+                        }
                         if found.as_ref().is_ok_and(|found| !found.is_empty()) {
                             failpoint::pass("rescue.marked");
                         }
@@ -89,7 +93,13 @@ async fn drive(shared: Arc<Shared>) -> anyhow::Result<()> {
 
 impl Shared {
     async fn read_workers(self: Arc<Self>) -> Input {
-        let workers = answered(self.parts.store.workers().await, "read the workers");
+        let outside = &self.parts.outside;
+        let mut workers = answered(self.parts.store.workers().await, "read the workers");
+        if let Some(workers) = &mut workers {
+            // Claimants take no hints, and adopt from each other without any.
+            workers
+                .retain(|w| w.clusters.is_empty() || w.clusters.iter().any(|c| !outside.contains(&c.name)));
+        }
         Input::Workers(workers, self.parts.clock.now())
     }
 

@@ -13,6 +13,11 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 fn dispatch(stage: &Stage, config: Config) -> Arc<HintBudget> {
+    dispatch_but(stage, config, BTreeSet::new())
+}
+
+/// Dispatches where `outside` are served by others.
+fn dispatch_but(stage: &Stage, config: Config, outside: BTreeSet<ClusterName>) -> Arc<HintBudget> {
     let budget = Arc::new(HintBudget::new());
     let parts = Dispatcher {
         store: stage.store.clone(),
@@ -22,6 +27,7 @@ fn dispatch(stage: &Stage, config: Config) -> Arc<HintBudget> {
         config,
         lease: LEASE,
         sole: false,
+        outside,
     };
     run(&stage.tasks, parts);
     budget
@@ -213,6 +219,76 @@ async fn a_paused_cluster_is_not_hinted_until_it_is_resumed() {
     let began = Instant::now();
     assert_eq!(set(take(&mut hints, 5).await), set(posted));
     assert!(began.elapsed() <= Duration::from_millis(100), "{:?}", began.elapsed());
+    stage.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limited_cluster_is_hinted_of_as_many_jobs_as_may_be_claimed() {
+    let stage = Stage::new();
+    let local = cluster("local");
+    stage.store.limit(&local, Some(2), "token:test").await.unwrap();
+    stage.post("local", 5).await;
+    dispatch(&stage, Config::default());
+    let mut hints = listen(&stage, Route::Cluster(local.clone()));
+    let first = take(&mut hints, 2).await;
+    let (worker, _) = stage.worker("local", None).await;
+    stage.claim(&worker, &first).await;
+    silent_for(&mut hints, Duration::from_mins(1)).await;
+    // One more may be taken: it is hinted at once, and no other.
+    stage.store.limit(&local, Some(3), "token:test").await.unwrap();
+    stage.broker.nudge(Nudge::Settings).await.unwrap();
+    let began = Instant::now();
+    let next = take(&mut hints, 1).await;
+    assert!(began.elapsed() <= Duration::from_millis(100), "{:?}", began.elapsed());
+    stage.claim(&worker, &next).await;
+    silent_for(&mut hints, Duration::from_mins(1)).await;
+    stage.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_hinted_of_a_cluster_that_is_served_from_outside() {
+    let stage = Stage::new();
+    let budget = dispatch_but(&stage, Config::default(), [cluster("far")].into());
+    let mut far = listen(&stage, Route::Cluster(cluster("far")));
+    let mut local = listen(&stage, Route::Cluster(cluster("local")));
+    stage.post("far", 300).await;
+    let posted = stage.post("local", 5).await;
+    assert_eq!(set(take(&mut local, 5).await), set(posted));
+    for _ in 0..5 {
+        // Acceptance may ask, and asks to be looked after.
+        assert_eq!(budget.try_take(&cluster("far"), 5), 0);
+        budget.wake();
+        silent_for(&mut far, Duration::from_secs(20)).await;
+    }
+    let due = stage.store.due(&cluster("far"), 1_000, Duration::ZERO, Duration::ZERO).await.unwrap();
+    assert!(due.len() == 300 && due.iter().all(|due| !due.again), "none was marked");
+    stage.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_claimants_left_is_hinted_to_nobody_and_what_workers_left_still_is() {
+    let stage = Stage::new();
+    dispatch_but(&stage, Config::default(), [cluster("far")].into());
+    let (claimant, kill_claimant) = stage.worker("far", None).await;
+    let (other, _) = stage.worker("far", None).await;
+    let (victim, kill) = stage.worker("local", None).await;
+    let (heir, _) = stage.worker("local", None).await;
+    let far = stage.post("far", 3).await;
+    stage.claim(&claimant, &far).await;
+    let given_up = ToHandBack { job: far[0], epoch: 1, why: "tired".to_owned(), pause: Duration::ZERO };
+    stage.store.hand_back(claimant.id, &[given_up]).await.unwrap();
+    let posted = stage.post("local", 2).await;
+    stage.claim(&victim, &posted).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    kill_claimant.notify_one();
+    kill.notify_one();
+    let mut others = listen(&stage, Route::Worker(other.id));
+    let (took, taken) = handed_over(&stage, &heir, 2).await;
+    assert_eq!(set(taken), set(posted));
+    assert!(took <= LEASE + Duration::from_secs(2), "{took:?}");
+    silent_for(&mut others, Duration::from_mins(5)).await;
+    let adopted = stage.store.claim(other.id, &other.clusters, &far).await.unwrap();
+    assert!(adopted.iter().all(|one| matches!(one, Claimed::Granted(_))));
     stage.end().await;
 }
 

@@ -1,8 +1,10 @@
-//! `/v1/queues`, `/v1/clusters`, `/v1/workers`: what operators look at when jobs wait.
+//! `/v1/queues`, `/v1/clusters`, `/v1/workers`: what operators look at when jobs wait, and set.
 
 use super::{
     Api,
-    extract::{Caller, Operator, Params, Reading, Segments, accepts},
+    extract::{Caller, Operator, Params, RawJson, Reading, Segments, accepts},
+    json,
+    limits::MAX_SMALL,
     problem::{Answer, Kind, Problem},
 };
 use crate::{clusters::ClusterInfo, waiting::Sight};
@@ -13,8 +15,11 @@ use jobgate_shared::{
     store::Worker,
     wire::Nudge,
 };
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::{collections::BTreeSet, sync::Arc};
+
+/// Greatest limit of jobs in flight.
+const MAX_LIMIT: u32 = 1_000_000;
 
 /// The queues of every cluster.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -85,7 +90,7 @@ pub(super) async fn queues(
     let mut names: BTreeSet<ClusterName> = api.clusters.clusters().iter().map(|c| c.name.clone()).collect();
     names.extend(depths.iter().map(|depth| depth.cluster.clone()));
     let queue = |cluster: ClusterName| Queue {
-        paused: paused(&sight, &cluster).is_some(),
+        paused: sight.setting(&cluster).is_some_and(|setting| setting.paused),
         workers: serving(&sight, &cluster).count(),
         depths: sum(depths.iter().filter(|d| d.cluster == cluster).map(|d| ((d.priority, d.state), d.jobs))),
         oldest: oldest
@@ -122,10 +127,6 @@ fn serving<'a>(sight: &'a Sight, cluster: &'a ClusterName) -> impl Iterator<Item
     sight.workers.iter().filter(serves)
 }
 
-fn paused<'a>(sight: &'a Sight, cluster: &ClusterName) -> Option<&'a jobgate_shared::store::ClusterSetting> {
-    sight.settings.iter().find(|setting| setting.cluster == *cluster && setting.paused)
-}
-
 /// Every configured cluster.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Clusters {
@@ -147,10 +148,29 @@ pub(super) struct Cluster {
     paused_by: Option<String>,
     /// When.
     paused_at: Option<DateTime<Utc>>,
+    /// Most of its jobs in flight at once (`CLAIMED`, `PENDING` or `RUNNING`), over all workers, as an operator set it;
+    /// no limit when null.
+    max_in_flight: Option<u32>,
+    /// How those who serve it see its resource manager.
+    health: Health,
     /// Workers that serve it.
     workers: Vec<WorkerId>,
     /// What is wrong with its resource manager, as those workers see it.
     parked: Vec<Parked>,
+}
+
+/// How a resource manager does, as those see it who speak to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Health {
+    /// It answers everybody.
+    Up,
+    /// It answers some, and not others.
+    Degraded,
+    /// It answers nobody: its jobs wait until it does.
+    Down,
+    /// Nobody speaks to it.
+    Unserved,
 }
 
 /// What one worker sees wrong with a cluster.
@@ -179,18 +199,29 @@ pub(super) async fn clusters(
 }
 
 fn cluster(api: &Api, sight: &Sight, info: &ClusterInfo) -> Cluster {
-    let setting = paused(sight, &info.name);
+    let setting = sight.setting(&info.name);
+    let paused = setting.filter(|setting| setting.paused);
     let parked = |worker: &Worker| {
         let seen = worker.clusters.iter().find(|c| c.name == info.name)?;
         Some(Parked { worker: worker.id, reason: seen.parked.clone()? })
     };
+    let workers: Vec<WorkerId> = serving(sight, &info.name).map(|worker| worker.id).collect();
+    let parked: Vec<Parked> = serving(sight, &info.name).filter_map(parked).collect();
+    let health = match (workers.len(), parked.len()) {
+        (0, _) => Health::Unserved,
+        (_, 0) => Health::Up,
+        (workers, parked) if parked < workers => Health::Degraded,
+        _ => Health::Down,
+    };
     Cluster {
         is_default: api.clusters.default_cluster() == Some(&info.name),
-        paused: setting.is_some(),
-        paused_by: setting.map(|s| s.by.clone()),
-        paused_at: setting.map(|s| s.at),
-        workers: serving(sight, &info.name).map(|worker| worker.id).collect(),
-        parked: serving(sight, &info.name).filter_map(parked).collect(),
+        paused: paused.is_some(),
+        paused_by: paused.map(|s| s.by.clone()),
+        paused_at: paused.map(|s| s.at),
+        max_in_flight: setting.and_then(|s| s.max_in_flight),
+        health,
+        workers,
+        parked,
         info: info.clone(),
     }
 }
@@ -233,13 +264,69 @@ async fn set_paused(
 ) -> Answer<Json<Cluster>> {
     accepts(headers, "application/json")?;
     params.end()?;
-    let known = api.clusters.clusters().iter().find(|info| info.name.as_str() == name);
-    let info = known.ok_or_else(|| Problem::new(Kind::NotFound, "no such cluster is configured"))?;
+    let info = configured(api, name)?;
     let by = &operator.0.principal.by;
     api.store.set_paused(&info.name, paused, by).await?;
     tracing::info!(cluster = %info.name, by, paused, "cluster {} was {}", info.name, if paused { "paused" } else { "resumed" });
+    changed(api, info, !paused).await
+}
+
+/// What an operator sets on a cluster; what is absent stays as it is.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"max_in_flight": 500}))]
+pub(super) struct ClusterChange {
+    /// Most of its jobs in flight at once, over all workers: no more are claimed than that. What is in flight already
+    /// stays, and a job whose worker died is taken over all the same. Null lifts the limit.
+    #[allow(clippy::option_option, reason = "absent leaves the limit as it is, null lifts it")]
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 1_000_000)]
+    #[serde(default, deserialize_with = "told")]
+    max_in_flight: Option<Option<i64>>,
+}
+
+/// A field that is there, be it null.
+#[allow(clippy::option_option, reason = "as the field")]
+fn told<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<i64>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// Limits what a cluster's workers take on together. A limit is kept until it is changed.
+#[utoipa::path(patch, path = "/v1/clusters/{name}", tag = "operations", operation_id = "change_cluster",
+    params(("name" = String, Path, description = "The cluster")),
+    request_body = ClusterChange,
+    responses((status = 200, description = "How it stands now", body = Cluster)))]
+pub(super) async fn change(
+    State(api): State<Arc<Api>>,
+    operator: Operator,
+    segments: Segments,
+    params: Params,
+    headers: HeaderMap,
+    RawJson(body): RawJson<MAX_SMALL>,
+) -> Answer<Json<Cluster>> {
+    accepts(&headers, "application/json")?;
+    params.end()?;
+    let ClusterChange { max_in_flight } = json::read(&body)?;
+    let info = configured(&api, segments.at(0))?;
+    if let Some(limit) = max_in_flight {
+        let fits = |limit| u32::try_from(limit).ok().filter(|limit| *limit <= MAX_LIMIT);
+        let outside = || Problem::invalid("max_in_flight", format!("must be 0 to {MAX_LIMIT}"));
+        let limit = limit.map(|limit| fits(limit).ok_or_else(outside)).transpose()?;
+        let by = &operator.0.principal.by;
+        api.store.limit(&info.name, limit, by).await?;
+        tracing::info!(cluster = %info.name, by, max_in_flight = limit, "the limit of cluster {} was set", info.name);
+    }
+    changed(&api, info, true).await
+}
+
+fn configured<'a>(api: &'a Api, name: &str) -> Answer<&'a ClusterInfo> {
+    let known = api.clusters.clusters().iter().find(|info| info.name.as_str() == name);
+    known.ok_or_else(|| Problem::new(Kind::NotFound, "no such cluster is configured"))
+}
+
+/// Tells everybody of a change of settings, and the caller how the cluster stands now.
+async fn changed(api: &Api, info: &ClusterInfo, more_may_begin: bool) -> Answer<Json<Cluster>> {
     api.nudge(vec![Nudge::Settings]);
-    if !paused {
+    if more_may_begin {
         api.budget.wake();
     }
     let sight = api.lookout.look().await?;

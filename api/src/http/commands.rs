@@ -297,6 +297,7 @@ fn words(refusal: Refusal) -> &'static str {
         Refusal::Held => "it is held",
         Refusal::NotDue => "its time has not come",
         Refusal::Paused => "its cluster is paused",
+        Refusal::Full => "as many jobs of its cluster are in flight as may be",
         Refusal::Owned => "a worker has it",
         Refusal::OutOfReach => "it is out of reach",
         Refusal::Suspect => "it must be claimed alone",

@@ -1,7 +1,9 @@
 //! A job as everybody reads it.
 
 use chrono::{DateTime, Utc};
-use jobgate_shared::domain::{ClusterName, Document, Job, JobId, JobSpec, JobState, Project, RetryPolicy};
+use jobgate_shared::domain::{
+    ClusterName, Document, Job, JobId, JobSpec, JobState, Project, RetryPolicy, SelfReport,
+};
 use serde::{Deserialize, Serialize};
 
 /// A job as everybody reads it.
@@ -33,9 +35,13 @@ pub struct JobDocument {
     /// What the job handed out.
     #[schema(value_type = Object)]
     pub outputs: Document,
-    /// Percent done, as the job tells it.
+    /// Percent done, as the attempt tells it.
     #[schema(maximum = 100)]
     pub progress: Option<u8>,
+    /// What the attempt is busy with, in its own word.
+    pub stage: Option<String>,
+    /// What the attempt says to people.
+    pub message: Option<String>,
     /// What it runs.
     pub spec: JobSpec,
     /// When another attempt follows a failed one.
@@ -64,6 +70,9 @@ pub struct JobDocument {
 
 impl From<Job> for JobDocument {
     fn from(job: Job) -> Self {
+        let told = job.current_report().cloned();
+        let told = told.unwrap_or_else(|| SelfReport::of(job.life.attempt));
+        let SelfReport { progress, stage, message, .. } = told;
         let life = job.life;
         Self {
             id: job.id,
@@ -78,7 +87,9 @@ impl From<Job> for JobDocument {
             labels: job.labels,
             inputs: job.inputs,
             outputs: job.outputs,
-            progress: job.progress,
+            progress,
+            stage,
+            message,
             spec: job.spec,
             retry: job.retry,
             submission_id: life.submission.map(|submission| submission.id),

@@ -14,7 +14,8 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use jobgate_shared::{
-    domain::{JobId, NameError, Project},
+    domain::{JobId, NameError, Project, SubmissionTag},
+    reporting::is_jobs_own,
     store::{Role, Scope},
 };
 use std::{borrow::Cow, marker::PhantomData, str::FromStr, sync::Arc};
@@ -48,6 +49,8 @@ needs! {
     Canceling = Cancel;
     /// Administer a project.
     Administering = Admin;
+    /// Claim and drive a cluster's jobs.
+    Working = Work;
 }
 
 /// Whoever makes the request, allowed to do what `N` stands for.
@@ -77,8 +80,13 @@ impl<N: Needs> FromRequestParts<Arc<Api>> for Caller<N> {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Answer<Self> {
         let token = bearer(&parts.headers)?;
+        if is_jobs_own(token) {
+            whose(api, token)?;
+            let detail = "a job's own token opens `POST /v1/jobs/{id}/reports` of that job and nothing else";
+            return Err(Problem::new(Kind::Forbidden, detail));
+        }
         let principal = api.authority.authenticate(token).await.map_err(|error| match error {
-            AuthError::Invalid => Problem::new(Kind::Unauthenticated, "the token is not valid"),
+            AuthError::Invalid => Problem::invalid_token(),
             AuthError::Store(error) => error.into(),
         })?;
         let project = choose_project(parts, &principal)?;
@@ -104,6 +112,33 @@ impl FromRequestParts<Arc<Api>> for Operator {
             Err(Problem::new(Kind::Forbidden, "a token with the role `admin` for every project is needed"))
         }
     }
+}
+
+/// Whoever reports on a job.
+#[derive(Debug, Clone)]
+pub(super) enum Reporter {
+    /// An attempt of a job, by its own token.
+    Attempt(SubmissionTag),
+    /// Somebody who may act on it.
+    Caller(Caller<Submitting>),
+}
+
+impl FromRequestParts<Arc<Api>> for Reporter {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Answer<Self> {
+        let token = bearer(&parts.headers)?;
+        if is_jobs_own(token) {
+            return whose(api, token).map(Self::Attempt);
+        }
+        Caller::from_request_parts(parts, api).await.map(Self::Caller)
+    }
+}
+
+/// Whose own token this is.
+fn whose(api: &Api, token: &str) -> Answer<SubmissionTag> {
+    let attempt = api.report_key.as_ref().and_then(|key| key.whose(token));
+    attempt.ok_or_else(Problem::invalid_token)
 }
 
 fn bearer(headers: &HeaderMap) -> Answer<&str> {

@@ -243,7 +243,7 @@ pub(super) struct JobPatch {
     /// Replaces the priority.
     #[schema(minimum = -100, maximum = 100)]
     priority: Option<i64>,
-    /// Percent done.
+    /// Percent done of the attempt.
     #[schema(minimum = 0, maximum = 100)]
     progress: Option<i64>,
     /// Merged into the outputs, key by key; `null` removes one.
@@ -271,20 +271,24 @@ pub(super) async fn patch(
         request::check_labels(labels)?;
     }
     let priority = priority.map(request::check_priority).transpose()?;
-    let progress = progress.map(|percent| u8::try_from(percent).ok().filter(|p| *p <= 100));
-    if progress == Some(None) {
-        return Err(Problem::invalid("progress", "must be 0 to 100"));
-    }
+    let progress = progress.map(request::check_progress).transpose()?;
     if let Some(outputs) = &outputs {
         request::check_document("outputs", outputs)?;
-        let before = one(&api, &caller.scope(), id).await?.outputs;
-        if size(&before) + size(outputs) > MAX_OUTPUTS {
-            return Err(Problem::invalid("outputs", format!("would be larger than {MAX_OUTPUTS} bytes")));
-        }
+        check_room(&one(&api, &caller.scope(), id).await?.outputs, outputs)?;
     }
-    let patch = Patch { labels, priority, progress: progress.flatten(), outputs };
+    let patch = Patch { labels, priority, progress, outputs };
     let job = api.store.patch(&caller.scope(), id, &patch).await?.ok_or_else(Problem::no_such_job)?;
     Ok(Json(job.into()))
+}
+
+/// What is handed out stays within bounds, whatever requests it came by.
+pub(super) fn check_room(outputs: &Document, more: &Document) -> Answer<()> {
+    let mut merged = outputs.clone();
+    merged.extend(more.clone());
+    if size(&merged) > MAX_OUTPUTS {
+        return Err(Problem::invalid("outputs", format!("would be larger than {MAX_OUTPUTS} bytes")));
+    }
+    Ok(())
 }
 
 fn size(document: &Document) -> usize {

@@ -2,7 +2,7 @@
 
 use jobgate_shared::settings::{Number, Period};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// Largest body of a single job.
 pub(super) const MAX_JOB: usize = 1024 * 1024;
@@ -18,6 +18,14 @@ pub(super) const MAX_OUTPUTS: usize = 512 * 1024;
 pub(super) const MAX_PAGE: u32 = 1_000;
 /// Page of a listing when nothing is said.
 pub(super) const DEFAULT_PAGE: u32 = 100;
+/// Most jobs of one claim.
+pub(super) const MAX_CLAIM: u32 = 100;
+/// Jobs of one claim when nothing is said.
+pub(super) const DEFAULT_CLAIM: u32 = 10;
+/// How long a claimant's lease may be.
+pub(super) const LEASE: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_hours(1);
+/// How long it is when nothing is said.
+pub(super) const USUAL_LEASE: Duration = Duration::from_mins(1);
 /// Longest `?wait=`.
 pub(super) const MAX_WAIT: Duration = Duration::from_mins(1);
 /// How long a request may take, its body included.

@@ -4,6 +4,7 @@
 //! shape an answer; they decide nothing about jobs. Every failure, of ours or of axum's, is a [`problem::Problem`].
 
 mod batch;
+mod claims;
 mod clusters;
 mod commands;
 mod document;
@@ -20,6 +21,7 @@ mod opening;
 pub mod ops;
 pub mod problem;
 mod readiness;
+mod reports;
 mod request;
 mod server;
 #[cfg(test)]
@@ -38,6 +40,7 @@ pub use server::serve;
 use crate::{
     accept::{AcceptSettings, Acceptor},
     auth::{Authority, TooShort},
+    claims::Claims,
     clusters::SpecValidator,
     dispatcher::HintBudget,
     feed::Feed,
@@ -49,11 +52,17 @@ use axum::{
     http::request::Parts,
     middleware::from_fn_with_state,
     response::Response,
-    routing::{delete, get, post},
+    routing::{delete, get, patch, post},
 };
 use extract::{Caller, Reading};
 use jobgate_shared::{
-    broker::Broker, clock::Clock, logs::LogStore, store::Store, supervise::Tasks, wire::Nudge,
+    broker::Broker,
+    clock::Clock,
+    logs::LogStore,
+    reporting::ReportKey,
+    store::{Leases, Store},
+    supervise::Tasks,
+    wire::Nudge,
 };
 use ops::Ops;
 use problem::{Answer, Kind, Problem};
@@ -64,6 +73,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct ApiParts {
     /// The rows.
     pub store: Arc<dyn Store>,
+    /// The rows as workers see them, for services outside that are some.
+    pub leases: Arc<dyn Leases>,
     /// The bells.
     pub broker: Arc<dyn Broker>,
     /// What jobs print.
@@ -78,6 +89,8 @@ pub struct ApiParts {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// A token that may do everything, beside those in the store.
     pub admin_token: Option<String>,
+    /// What the tokens are made of that jobs report with; without it no such token opens anything.
+    pub report_key: Option<ReportKey>,
     /// How jobs are accepted.
     pub accept: AcceptSettings,
     /// Limits.
@@ -104,9 +117,11 @@ pub struct Api {
     tasks: Tasks,
     acceptor: Arc<Acceptor>,
     authority: Arc<Authority>,
+    report_key: Option<ReportKey>,
     feed: Arc<Feed>,
     lookout: Lookout,
     ops: Ops,
+    claims: Claims,
     /// Event streams and followed logs.
     streams: Arc<Semaphore>,
     /// Batches being read.
@@ -124,6 +139,7 @@ impl Api {
     pub fn start(parts: ApiParts) -> Result<Arc<Self>, TooShort> {
         let ApiParts {
             store,
+            leases,
             broker,
             logs,
             clock,
@@ -131,6 +147,7 @@ impl Api {
             budget,
             metrics,
             admin_token,
+            report_key,
             accept,
             config,
             tasks,
@@ -143,6 +160,7 @@ impl Api {
         listen_for_nudges(&tasks, &broker, &feed, &authority);
         Ok(Arc::new(Self {
             lookout: Lookout::new(store.clone(), clock.clone()),
+            claims: Claims::new(store.clone(), leases),
             streams: Arc::new(Semaphore::new(config.max_streams.get() as usize)),
             batches: Semaphore::new(config.max_batches.get() as usize),
             ops: Ops::new(probe, move || metrics()),
@@ -156,6 +174,7 @@ impl Api {
             tasks,
             acceptor,
             authority,
+            report_key,
             feed,
         }))
     }
@@ -216,6 +235,7 @@ pub fn router(api: Arc<Api>, hosts: Hosts) -> Router {
         .route("/v1/jobs/{id}/history", get(jobs::history))
         .route("/v1/jobs/{id}/logs/{stream}", get(logs::get))
         .route("/v1/jobs/{id}/events", get(events::of_job))
+        .route("/v1/jobs/{id}/reports", post(reports::post))
         .route("/v1/jobs/{id}/cancel", post(commands::cancel))
         .route("/v1/jobs/{id}/hold", post(commands::hold))
         .route("/v1/jobs/{id}/release", post(commands::release))
@@ -224,8 +244,11 @@ pub fn router(api: Arc<Api>, hosts: Hosts) -> Router {
         .route("/v1/queues", get(clusters::queues))
         .route("/v1/workers", get(clusters::workers))
         .route("/v1/clusters", get(clusters::clusters))
+        .route("/v1/clusters/{name}", patch(clusters::change))
         .route("/v1/clusters/{name}/pause", post(clusters::pause))
         .route("/v1/clusters/{name}/resume", post(clusters::resume))
+        .route("/v1/clusters/{name}/claims/renew", post(claims::renew))
+        .route("/v1/clusters/{name}/claims/{id}", patch(claims::report).delete(claims::give_up))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", delete(tokens::revoke))
         .route("/openapi.json", get(openapi::get))
@@ -235,6 +258,7 @@ pub fn router(api: Arc<Api>, hosts: Hosts) -> Router {
         .layer(from_fn_with_state(limits::QUICK, envelope::bounded));
     let patient = Router::new()
         .route("/v1/jobs/{id}", get(jobs::get).patch(jobs::patch).delete(jobs::remove))
+        .route("/v1/clusters/{name}/claims", get(claims::list).post(claims::claim))
         .route("/v1/jobs/cancel", post(commands::cancel_many))
         .route("/v1/jobs/hold", post(commands::hold_many))
         .route("/v1/jobs/release", post(commands::release_many))

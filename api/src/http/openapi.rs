@@ -1,11 +1,12 @@
 //! `/openapi.json`, generated from the handlers and documents themselves.
 
 use super::{
-    batch, clusters, commands, document, events,
+    batch, claims, clusters, commands, document, events,
     extract::PROJECT_HEADER,
     jobs, logs, ops,
     problem::{Kind, Problem},
-    request, tokens,
+    reports, request,
+    tokens::{self, TokenKinds},
 };
 use axum::{
     http::{HeaderValue, header},
@@ -29,10 +30,12 @@ use utoipa::{
     info(title = "jobgate", description = "A batch-job gateway: HTTP in front, any resource manager behind."),
     paths(
         jobs::post, jobs::list, jobs::get, jobs::history, jobs::patch, jobs::remove, batch::post, logs::get,
+        reports::post,
         commands::cancel, commands::hold, commands::release, commands::retry,
         commands::cancel_many, commands::hold_many, commands::release_many, commands::retry_many,
         events::all, events::of_job,
-        clusters::queues, clusters::clusters, clusters::pause, clusters::resume, clusters::workers,
+        clusters::queues, clusters::clusters, clusters::change, clusters::pause, clusters::resume, clusters::workers,
+        claims::claim, claims::list, claims::renew, claims::report, claims::give_up,
         tokens::create, tokens::list, tokens::revoke,
         get, ops::livez, super::readyz, super::metrics,
     ),
@@ -42,11 +45,12 @@ use utoipa::{
         (name = "commands", description = "Cancel, hold, release, retry"),
         (name = "events", description = "Committed changes as they happen"),
         (name = "operations", description = "Queues, clusters and workers"),
+        (name = "claims", description = "Working off a cluster's jobs from outside"),
         (name = "tokens", description = "Who may do what"),
         (name = "probes", description = "How the process stands"),
     ),
     security(("token" = [])),
-    modifiers(&Token, &Projects, &Problems, &Links),
+    modifiers(&Token, &Projects, &Problems, &Links, &TokenKinds),
 )]
 struct Documentation;
 
@@ -56,7 +60,8 @@ struct Token;
 impl Modify for Token {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let mut bearer = Http::new(HttpAuthScheme::Bearer);
-        bearer.description = Some("A token of the form `jgt_…`".to_owned());
+        bearer.description =
+            Some("A token of the form `jgt_…`; for a report also a job's own, `jgj_…`".to_owned());
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(bearer));
     }
@@ -137,7 +142,12 @@ fn can_tell(kind: Kind, operation: &Operation) -> bool {
         | Kind::Overloaded
         | Kind::Timeout => asks_who(operation),
         // What is told of a state or a key, an operation tells; these are told where there is no operation.
-        Kind::StateConflict | Kind::KeyReused | Kind::NoSuchPath | Kind::MethodNotAllowed => false,
+        Kind::StateConflict
+        | Kind::LeaseEnded
+        | Kind::ClaimLost
+        | Kind::KeyReused
+        | Kind::NoSuchPath
+        | Kind::MethodNotAllowed => false,
     }
 }
 

@@ -33,6 +33,10 @@ pub enum Kind {
     NotAcceptable,
     /// The job's state does not allow this.
     StateConflict,
+    /// The claimant's lease has ended, or it never had one.
+    LeaseEnded,
+    /// The claim is not the claimant's any more, or another submission counts.
+    ClaimLost,
     /// The body is larger than the path takes.
     TooLarge,
     /// The body is of a type the path does not take.
@@ -53,7 +57,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::MalformedJson,
         Self::InvalidField,
         Self::InvalidCursor,
@@ -64,6 +68,8 @@ impl Kind {
         Self::MethodNotAllowed,
         Self::NotAcceptable,
         Self::StateConflict,
+        Self::LeaseEnded,
+        Self::ClaimLost,
         Self::TooLarge,
         Self::UnsupportedMediaType,
         Self::Misdirected,
@@ -118,6 +124,10 @@ impl Kind {
             ),
             Self::StateConflict => {
                 ("urn:jobgate:problem:state-conflict", "The job's state does not allow this", S::CONFLICT)
+            }
+            Self::LeaseEnded => ("urn:jobgate:problem:lease-ended", "The lease has ended", S::CONFLICT),
+            Self::ClaimLost => {
+                ("urn:jobgate:problem:claim-lost", "The claim does not count any more", S::CONFLICT)
             }
             Self::TooLarge => {
                 ("urn:jobgate:problem:too-large", "The body is too large", S::PAYLOAD_TOO_LARGE)
@@ -175,6 +185,9 @@ pub struct Problem {
     /// The path of the offending field, or the name of the parameter or header.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
+    /// The submission that counts instead, when a claim lost to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    submission_id: Option<String>,
     #[serde(skip)]
     #[schema(ignore)]
     kind: Kind,
@@ -187,7 +200,15 @@ impl Problem {
     /// A problem of `kind`; `detail` tells people more.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let (urn, title, status) = kind.parts();
-        Self { urn, title, status: status.as_u16(), detail: detail.into(), field: None, kind }
+        Self {
+            urn,
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            field: None,
+            submission_id: None,
+            kind,
+        }
     }
 
     /// A wrong value in `field`.
@@ -202,9 +223,21 @@ impl Problem {
         self
     }
 
+    /// The same problem, because this submission counts.
+    #[must_use]
+    pub fn because_of(mut self, submission_id: Option<String>) -> Self {
+        self.submission_id = submission_id;
+        self
+    }
+
     /// There is no such job in the caller's sight.
     pub fn no_such_job() -> Self {
         Self::new(Kind::NotFound, "there is no such job")
+    }
+
+    /// A token that opens nothing.
+    pub fn invalid_token() -> Self {
+        Self::new(Kind::Unauthenticated, "the token is not valid")
     }
 
     /// A token that lacks `role`.
@@ -214,6 +247,7 @@ impl Problem {
             Role::Submit => "submit",
             Role::Cancel => "cancel",
             Role::Admin => "admin",
+            Role::Work => "work",
         };
         Self::new(Kind::Forbidden, format!("a token with the role `{role}` is needed"))
     }
@@ -251,6 +285,8 @@ impl IntoResponse for Problem {
             | Kind::MethodNotAllowed
             | Kind::NotAcceptable
             | Kind::StateConflict
+            | Kind::LeaseEnded
+            | Kind::ClaimLost
             | Kind::TooLarge
             | Kind::UnsupportedMediaType
             | Kind::Misdirected

@@ -191,6 +191,12 @@ pub(super) fn check_priority(priority: i64) -> Answer<i16> {
     fits.ok_or_else(|| Problem::invalid("priority", "must be -100 to 100"))
 }
 
+/// Checks percents.
+pub(super) fn check_progress(progress: i64) -> Answer<u8> {
+    let fits = u8::try_from(progress).ok().filter(|p| *p <= 100);
+    fits.ok_or_else(|| Problem::invalid("progress", "must be 0 to 100"))
+}
+
 /// Checks a document that is kept and not interpreted.
 pub(super) fn check_document(field: &str, document: &Document) -> Answer<()> {
     let shallow = document.values().all(|value| nests_at_most(value, MAX_DEPTH));

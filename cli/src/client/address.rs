@@ -3,12 +3,16 @@
 //! The address: `--server`, `JOBGATE_SERVER`, `client.server`, the gateway that runs over the data directory, the default
 //! address. The token: `JOBGATE_TOKEN`, `client.token_file`, `<data_dir>/token`. The last one is shown to this host only:
 //! a local token must not travel to whatever address was given.
+//!
+//! A job finds an address and a token of its own in its environment. They are for its reports: any other command it
+//! calls goes by what else is there, as if they were not.
 
 use super::ClientError;
 use crate::{
     config::{Config, Secret},
     data_dir::DataDir,
 };
+use jobgate_shared::reporting::is_jobs_own;
 use reqwest::Url;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +30,17 @@ pub(crate) struct Target {
 impl Target {
     /// The gateway the flag, the configuration or the data directory means.
     pub(crate) fn find(server: Option<&str>, config: &Config) -> Result<Self, ClientError> {
+        let token = config.client.token.clone().filter(|token| !is_jobs_own(token.expose()));
+        Self::with(server, token, config)
+    }
+
+    /// The gateway a report goes to: the one the flag names, or the job's own.
+    pub(crate) fn of_reports(server: Option<&str>, config: &Config) -> Result<Self, ClientError> {
+        let server = server.or(config.client.within.url.as_deref());
+        Self::with(server, config.client.token.clone(), config)
+    }
+
+    fn with(server: Option<&str>, token: Option<Secret>, config: &Config) -> Result<Self, ClientError> {
         let data_dir = DataDir::at(&config.data_dir);
         let address = server
             .map(str::to_owned)
@@ -33,8 +48,8 @@ impl Target {
             .or_else(|| data_dir.holder().and_then(|holder| holder.url))
             .unwrap_or_else(|| format!("http://{}", config.api.listen));
         let url = parse(&address)?;
-        let token = match (&config.client.token, &config.client.token_file) {
-            (Some(token), _) => Some(token.clone()),
+        let token = match (token, &config.client.token_file) {
+            (Some(token), _) => Some(token),
             (None, Some(file)) => Some(read(file)?),
             (None, None) if is_this_host(&url) && data_dir.token_file().exists() => {
                 Some(read(&data_dir.token_file())?)
@@ -126,5 +141,24 @@ mod tests {
         let target = Target::find(None, &config).unwrap();
         assert_eq!(target.token.unwrap().expose(), "jgt_given");
         assert_eq!(target.url.as_str(), "http://127.0.0.1:7070/");
+    }
+
+    #[test]
+    fn what_a_job_has_for_its_reports_is_used_for_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("token"), "jgt_local\n").unwrap();
+        let mut config = config(directory.path());
+        config.client.token = Some("jgj_own".to_owned().into());
+        config.client.within.url = Some("https://gate.example".to_owned());
+        let told = |target: Result<Target, ClientError>| {
+            let target = target.unwrap();
+            (target.url.to_string(), target.token.map(|token| token.expose().to_owned()))
+        };
+        let own = ("https://gate.example/".to_owned(), Some("jgj_own".to_owned()));
+        assert_eq!(told(Target::of_reports(None, &config)), own);
+        let any = ("http://127.0.0.1:7070/".to_owned(), Some("jgt_local".to_owned()));
+        assert_eq!(told(Target::find(None, &config)), any);
+        let named = ("http://127.0.0.1:9/".to_owned(), Some("jgj_own".to_owned()));
+        assert_eq!(told(Target::of_reports(Some("127.0.0.1:9"), &config)), named);
     }
 }

@@ -43,6 +43,12 @@ pub(crate) struct JobDoc {
     /// Percent done.
     #[serde(default)]
     pub(crate) progress: Option<f64>,
+    /// What it is busy with.
+    #[serde(default)]
+    pub(crate) stage: Option<String>,
+    /// What it says.
+    #[serde(default)]
+    pub(crate) message: Option<String>,
     /// What it ended with.
     #[serde(default)]
     pub(crate) exit_code: Option<i32>,
@@ -195,6 +201,9 @@ pub(crate) struct ClusterDoc {
     /// Who did.
     #[serde(default)]
     paused_by: Option<String>,
+    /// Most jobs in flight at once.
+    #[serde(default)]
+    max_in_flight: Option<u32>,
     /// Workers that serve it.
     #[serde(default)]
     pub(crate) workers: Vec<String>,
@@ -219,7 +228,8 @@ impl ClusterDoc {
         reasons.sort_unstable();
         reasons.dedup();
         let parked = reasons.into_iter().map(|reason| format!("parked: {reason}"));
-        let all: Vec<String> = paused.into_iter().chain(parked).collect();
+        let limited = self.max_in_flight.map(|jobs| format!("at most {jobs} in flight"));
+        let all: Vec<String> = paused.into_iter().chain(limited).chain(parked).collect();
         if all.is_empty() { "open".to_owned() } else { all.join("; ") }
     }
 }
@@ -270,6 +280,9 @@ pub(crate) struct TokenDoc {
     /// The project it opens.
     #[serde(default)]
     pub(crate) project: String,
+    /// The cluster it works for.
+    #[serde(default)]
+    pub(crate) cluster: Option<String>,
     /// What it allows.
     #[serde(default)]
     pub(crate) roles: Vec<String>,

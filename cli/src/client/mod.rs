@@ -124,6 +124,11 @@ impl Request {
         Self::new(Method::POST, path, Duration::ZERO)
     }
 
+    /// Changes something in part; made once.
+    pub(crate) fn patch(path: impl Into<String>) -> Self {
+        Self::new(Method::PATCH, path, Duration::ZERO)
+    }
+
     /// Removes something; made once.
     pub(crate) fn delete(path: impl Into<String>) -> Self {
         Self::new(Method::DELETE, path, Duration::ZERO)

@@ -37,7 +37,7 @@ pub(crate) struct Workers {
     connection: Connection,
 }
 
-/// Shows clusters; pauses or resumes one
+/// Shows clusters; pauses, resumes or limits one
 #[derive(Debug, clap::Args)]
 pub(crate) struct Clusters {
     /// Begin no fresh job of this cluster
@@ -46,8 +46,25 @@ pub(crate) struct Clusters {
     /// Begin fresh jobs of this cluster again
     #[arg(long, value_name = "CLUSTER")]
     resume: Option<ClusterName>,
+    /// Have at most --max-in-flight jobs of this cluster in flight, over all workers
+    #[arg(long, value_name = "CLUSTER", conflicts_with_all = ["pause", "resume"], requires = "max_in_flight")]
+    limit: Option<ClusterName>,
+    /// How many, or none for no limit
+    #[arg(long, value_name = "JOBS", requires = "limit", value_parser = limit)]
+    max_in_flight: Option<Limit>,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// A limit as it is typed.
+#[derive(Debug, Clone, Copy)]
+struct Limit(Option<u32>);
+
+fn limit(typed: &str) -> Result<Limit, String> {
+    if typed == "none" {
+        return Ok(Limit(None));
+    }
+    typed.parse().map(|jobs| Limit(Some(jobs))).map_err(|_| "is neither a number of jobs nor none".to_owned())
 }
 
 impl Queues {
@@ -184,15 +201,27 @@ impl Workers {
 }
 
 impl Clusters {
+    /// What is asked for besides a look, and what to say once it is done.
+    fn change(&self) -> Option<(Request, String)> {
+        if let (Some(cluster), Some(Limit(limit))) = (&self.limit, self.max_in_flight) {
+            let request = Request::patch(format!("/v1/clusters/{cluster}"));
+            let request = request.json(&serde_json::json!({ "max_in_flight": limit }));
+            let told =
+                limit.map_or_else(|| "no limit".to_owned(), |jobs| format!("at most {jobs} jobs in flight"));
+            return Some((request, format!("{cluster} has {told}")));
+        }
+        let changes = [(&self.pause, "pause"), (&self.resume, "resume")];
+        let (cluster, verb) =
+            changes.into_iter().find_map(|(cluster, verb)| Some((cluster.as_ref()?, verb)))?;
+        Some((Request::post(format!("/v1/clusters/{cluster}/{verb}")), format!("{cluster} is {verb}d")))
+    }
+
     pub(crate) async fn run(self, config: &Config) -> anyhow::Result<Exit> {
         let Session { client, mut output } = self.connection.open(config)?;
-        let changes = [(&self.pause, "pause"), (&self.resume, "resume")];
-        let change = changes.into_iter().find_map(|(cluster, verb)| Some((cluster.as_ref()?, verb)));
-        let document = match change {
-            Some((cluster, verb)) => {
-                let request = Request::post(format!("/v1/clusters/{cluster}/{verb}")).repeatable();
-                let document = client.send(request).await?;
-                tell(format_args!("{cluster} is {verb}d"));
+        let document = match self.change() {
+            Some((request, told)) => {
+                let document = client.send(request.repeatable()).await?;
+                tell(format_args!("{told}"));
                 Value::Array(vec![document])
             }
             None => client.send(Request::get("/v1/clusters")).await?,

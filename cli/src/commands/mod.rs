@@ -8,6 +8,7 @@ mod select;
 mod show;
 mod submit;
 mod token;
+mod update;
 
 pub(crate) use act::{Act, bulk};
 pub(crate) use fleet::{Clusters, Queues, Workers};
@@ -16,6 +17,7 @@ pub(crate) use logs::Logs;
 pub(crate) use show::Show;
 pub(crate) use submit::{Submit, post_batch};
 pub(crate) use token::Token;
+pub(crate) use update::Update;
 
 use crate::{
     client::{Client, ClientError, JobDoc, Request, Target},

@@ -69,6 +69,8 @@ fn show_job(output: &mut Output, job: &JobDoc) -> anyhow::Result<()> {
     line("priority", Some(job.priority.to_string()))?;
     line("labels", Some(job.labels.join(", ")))?;
     line("progress", job.progress.map(|percent| format!("{percent}%")))?;
+    line("stage", job.stage.clone())?;
+    line("message", job.message.clone())?;
     line("submission", job.submission_id.clone())?;
     line("command", job.spec.get("command").map(command_line))?;
     let rest = job.spec.as_object().map(|spec| spec.iter().filter(|(key, _)| *key != "command"));

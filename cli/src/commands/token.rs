@@ -7,7 +7,10 @@ use crate::{
     exit::Exit,
     render::{Table, clean, stamp},
 };
-use jobgate_shared::{clock, domain::TokenId};
+use jobgate_shared::{
+    clock,
+    domain::{ClusterName, TokenId},
+};
 use serde_json::{Value, json};
 
 /// Makes, lists and revokes tokens
@@ -29,6 +32,9 @@ enum Action {
         /// The project it opens, `*` for every one [default: your own; to be given if yours opens every one]
         #[arg(long)]
         opens: Option<String>,
+        /// The cluster to work for from outside, with `--role work`
+        #[arg(long)]
+        cluster: Option<ClusterName>,
         /// When it ends: a time, or how long from now
         #[arg(long, value_name = "WHEN")]
         expires: Option<Moment>,
@@ -61,6 +67,8 @@ enum Role {
     Cancel,
     /// Everything in the project, and tokens.
     Admin,
+    /// Claim and drive the jobs of the token's cluster.
+    Work,
 }
 
 impl Role {
@@ -70,6 +78,7 @@ impl Role {
             Self::Submit => "submit",
             Self::Cancel => "cancel",
             Self::Admin => "admin",
+            Self::Work => "work",
         }
     }
 }
@@ -77,12 +86,13 @@ impl Role {
 impl Token {
     pub(crate) async fn run(self, config: &Config) -> anyhow::Result<Exit> {
         match self.action {
-            Action::Create { name, role, opens, expires, connection } => {
+            Action::Create { name, role, opens, cluster, expires, connection } => {
                 let roles: Vec<&str> = role.into_iter().map(Role::as_str).collect();
                 let expires_at = expires.map(|moment| moment.ahead(clock::system().as_ref()));
                 let mut wish = json!({"name": name, "roles": roles});
                 let given = [
                     ("project", opens.map(|name| json!(name))),
+                    ("cluster", cluster.map(|name| json!(name))),
                     ("expires_at", expires_at.map(|at| json!(at))),
                 ];
                 for (field, value) in given {
@@ -120,15 +130,17 @@ async fn create(Session { client, mut output }: Session, wish: &Value) -> anyhow
 
 async fn list(Session { client, mut output }: Session) -> anyhow::Result<Exit> {
     let document = client.send(Request::get("/v1/tokens")).await?;
-    let mut table = Table::new(["ID", "NAME", "PROJECT", "ROLES", "CREATED", "EXPIRES", "BY"]);
+    let mut table = Table::new(["ID", "NAME", "PROJECT", "CLUSTER", "ROLES", "CREATED", "EXPIRES", "BY"]);
     for item in items(&document) {
         if output.is_json() {
             output.document(item)?;
             continue;
         }
-        let TokenDoc { id, name, project, roles, created_by, created_at, expires_at } = read(item)?;
+        let TokenDoc { id, name, project, cluster, roles, created_by, created_at, expires_at } = read(item)?;
         let when = |at: Option<_>| at.map(stamp).unwrap_or_default();
-        table.row(&[id, name, project, roles.join(","), when(created_at), when(expires_at), created_by]);
+        let cluster = cluster.unwrap_or_default();
+        let roles = roles.join(",");
+        table.row(&[id, name, project, cluster, roles, when(created_at), when(expires_at), created_by]);
     }
     if !output.is_json() {
         output.line(table)?;

@@ -3,12 +3,12 @@
 //! A `JOBGATE_*` variable beats the configuration file and is beaten by a flag. An unknown one is told, because a typing
 //! error that changes nothing is worse than one that fails.
 
-use super::{Config, ConfigError};
-use jobgate_shared::failpoint;
+use super::{Config, ConfigError, Within};
+use jobgate_shared::{failpoint, reporting};
 use std::{collections::BTreeMap, str::FromStr};
 
 /// Every variable that means something, and what.
-pub(crate) const VARIABLES: [(&str, &str); 14] = [
+pub(crate) const VARIABLES: [(&str, &str); 16] = [
     ("JOBGATE_CONFIG", "path of the configuration file, as `--config`"),
     ("JOBGATE_DATA_DIR", "`data_dir`"),
     ("JOBGATE_DATABASE_URL", "`store.url`"),
@@ -17,6 +17,8 @@ pub(crate) const VARIABLES: [(&str, &str); 14] = [
     ("JOBGATE_BEHIND_PROXY", "`api.behind_proxy`: `true` or `false`"),
     ("JOBGATE_ALLOWED_HOSTS", "`api.http.allowed_hosts`, with commas between"),
     ("JOBGATE_ADMIN_TOKEN", "`api.admin_token`: a token that may do everything"),
+    ("JOBGATE_REPORT_URL", "`reports.url`: where the API is, as jobs reach it"),
+    ("JOBGATE_REPORT_KEY", "`reports.key`: what the tokens are made of that jobs report with"),
     ("JOBGATE_OPS_LISTEN", "`telemetry.listen`"),
     ("JOBGATE_LOG", "`telemetry.log`"),
     ("JOBGATE_LOG_FORMAT", "`telemetry.log_format`"),
@@ -25,8 +27,9 @@ pub(crate) const VARIABLES: [(&str, &str); 14] = [
     ("JOBGATE_TOKEN", "the token client commands show"),
 ];
 
-/// Set for every job, so a job that calls `jobgate` has them; they configure nothing.
-const OF_JOBS: [&str; 4] = ["JOBGATE_JOB_ID", "JOBGATE_ATTEMPT", "JOBGATE_PROJECT", "JOBGATE_JOB_NAME"];
+/// Set for every job, so a job that calls `jobgate` has them: they tell it what it runs in.
+const OF_JOBS: [&str; 5] =
+    [reporting::URL_VARIABLE, "JOBGATE_JOB_ID", "JOBGATE_ATTEMPT", "JOBGATE_PROJECT", "JOBGATE_JOB_NAME"];
 
 /// Tells the tests where their servers are.
 const OF_TESTS: &str = "JOBGATE_TEST_";
@@ -67,12 +70,12 @@ impl Environment {
     pub(crate) fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut environment = Self::default();
         for (name, value) in pairs {
-            if VARIABLES.iter().any(|(known, _)| *known == name) {
+            if VARIABLES.iter().any(|(known, _)| *known == name) || OF_JOBS.contains(&name.as_str()) {
                 // An empty variable is how people unset one in a compose file.
                 if !value.is_empty() {
                     environment.values.insert(name, value);
                 }
-            } else if !OF_JOBS.contains(&name.as_str()) && !name.starts_with(OF_TESTS) {
+            } else if !name.starts_with(OF_TESTS) {
                 environment.unknown.push(name);
             }
         }
@@ -111,12 +114,19 @@ impl Environment {
         let hosts = |list: String| list.split(',').map(|host| host.trim().to_owned()).collect();
         put(&mut config.api.http.allowed_hosts, text("JOBGATE_ALLOWED_HOSTS").map(hosts));
         put(&mut config.api.admin_token, text("JOBGATE_ADMIN_TOKEN").map(|token| Some(token.into())));
+        put(&mut config.reports.url, text("JOBGATE_REPORT_URL").map(Some));
+        put(&mut config.reports.key, text("JOBGATE_REPORT_KEY").map(|key| Some(key.into())));
         put(&mut config.telemetry.listen, self.parse("JOBGATE_OPS_LISTEN")?);
         put(&mut config.telemetry.log, text("JOBGATE_LOG"));
         put(&mut config.telemetry.log_format, self.parse("JOBGATE_LOG_FORMAT")?);
         put(&mut config.client.server, text("JOBGATE_SERVER").map(Some));
         put(&mut config.client.ca_certificate, text("JOBGATE_CA_CERTIFICATE").map(|file| Some(file.into())));
         put(&mut config.client.token, text("JOBGATE_TOKEN").map(|token| Some(token.into())));
+        config.client.within = Within {
+            url: text(reporting::URL_VARIABLE),
+            job: text("JOBGATE_JOB_ID"),
+            attempt: text("JOBGATE_ATTEMPT"),
+        };
         Ok(())
     }
 }

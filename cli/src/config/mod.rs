@@ -12,7 +12,7 @@ mod worker;
 
 pub(crate) use environment::{Environment, take_orders};
 pub(crate) use secret::Secret;
-pub(crate) use sections::{ApiSection, Config, LogFormat, TelemetrySection, TlsSection};
+pub(crate) use sections::{ApiSection, Config, LogFormat, TelemetrySection, TlsSection, Within};
 pub(crate) use worker::ClusterSection;
 
 use std::{

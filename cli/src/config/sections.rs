@@ -9,7 +9,10 @@ use super::{
     worker::{ClusterSection, WorkerSection},
 };
 use jobgate_api::{dispatcher, housekeeping, http::HttpConfig, recorder};
-use jobgate_shared::domain::ClusterName;
+use jobgate_shared::{
+    domain::ClusterName,
+    reporting::{KeyTooShort, ReportKey},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
@@ -31,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) worker: WorkerSection,
     /// The resource managers, by the names users know them by; one called `local` when there is none.
     pub(crate) clusters: BTreeMap<ClusterName, ClusterSection>,
+    /// What lets running jobs report on themselves.
+    pub(crate) reports: ReportsSection,
     /// Where jobs are kept.
     pub(crate) store: StoreSection,
     /// Who rings the bells.
@@ -55,6 +60,7 @@ impl Default for Config {
             recorder: recorder::Config::default(),
             worker: WorkerSection::default(),
             clusters: BTreeMap::new(),
+            reports: ReportsSection::default(),
             store: StoreSection::default(),
             broker: BrokerSection::default(),
             logs: LogsSection::default(),
@@ -97,6 +103,7 @@ impl Config {
             })?;
         }
         self.api.check()?;
+        self.reports.check()?;
         self.worker.check()
     }
 }
@@ -156,6 +163,37 @@ pub(crate) struct TlsSection {
     pub(crate) certificate: PathBuf,
     /// PEM file with its key.
     pub(crate) key: PathBuf,
+}
+
+/// `[reports]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ReportsSection {
+    /// Where the API is, as jobs reach it.
+    pub(crate) url: Option<String>,
+    /// What the tokens of jobs are made of; the same for every api and worker process.
+    pub(crate) key: Option<Secret>,
+}
+
+impl ReportsSection {
+    /// The key, if one is configured.
+    pub(crate) fn key(&self) -> Result<Option<ReportKey>, KeyTooShort> {
+        self.key.as_ref().map(|key| ReportKey::new(key.expose())).transpose()
+    }
+
+    fn check(&self) -> Result<(), Conflict> {
+        let conflict = |key: &str, message: String| Conflict { key: format!("reports.{key}"), message };
+        self.key().map_err(|error| conflict("key", error.to_string()))?;
+        let address = |url: &String| {
+            let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+            let plain = |c: char| c.is_ascii_graphic();
+            host.is_some_and(|host| !host.is_empty() && host.chars().all(plain))
+        };
+        if self.url.as_ref().is_some_and(|url| !address(url)) {
+            return Err(conflict("url", "must be an address such as https://jobs.example.org".to_owned()));
+        }
+        Ok(())
+    }
 }
 
 /// `[logs]`
@@ -226,4 +264,18 @@ pub(crate) struct ClientSection {
     /// The token, from the environment only: a file that is passed around should hold none.
     #[serde(skip)]
     pub(crate) token: Option<Secret>,
+    /// The job this process runs in, if it runs in one.
+    #[serde(skip)]
+    pub(crate) within: Within,
+}
+
+/// What a job finds in its environment about itself, as it stands there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Within {
+    /// Where it reports to.
+    pub(crate) url: Option<String>,
+    /// Which job it is.
+    pub(crate) job: Option<String>,
+    /// Which attempt.
+    pub(crate) attempt: Option<String>,
 }

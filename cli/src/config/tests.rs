@@ -252,7 +252,9 @@ fn keys(prefix: &str, value: &serde_json::Value, found: &mut Vec<(String, String
 
 #[test]
 fn every_key_is_documented_with_its_default() {
-    use jobgate_worker::engines::{local::LocalConfig, noop::NoopConfig};
+    use jobgate_worker::engines::{
+        external::ExternalConfig, local::LocalConfig, noop::NoopConfig, slurm::SlurmConfig,
+    };
     let documented = std::fs::read_to_string(root().join("docs/configuration.md")).unwrap();
     let mut found = Vec::new();
     keys("", &serde_json::to_value(Config::default()).unwrap(), &mut found);
@@ -260,7 +262,9 @@ fn every_key_is_documented_with_its_default() {
     let here = serde_json::to_value(ClusterSection::here()).unwrap();
     keys("", &here, &mut found);
     keys("", &serde_json::to_value(NoopConfig::default()).unwrap(), &mut found);
+    keys("", &serde_json::to_value(ExternalConfig::default()).unwrap(), &mut found);
     keys("", &serde_json::to_value(LocalConfig::default()).unwrap(), &mut found);
+    keys("", &serde_json::to_value(SlurmConfig::default()).unwrap(), &mut found);
     for (key, default) in found {
         // Which engine is the one thing of a cluster that must be said.
         let default = if key == "engine" { String::new() } else { default };

@@ -8,7 +8,7 @@ use jobgate_worker::{
     regulator::RegulatorConfig,
 };
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
@@ -82,9 +82,18 @@ pub(crate) struct ClusterSection {
     /// Most creates and starts of one worker that may be out at once.
     #[serde(default = "max_calls")]
     pub(crate) max_calls: Number<1, 1024>,
+    /// Most calls of all workers together to the manager in any second.
+    #[serde(default)]
+    pub(crate) max_calls_per_second: Option<NonZeroU32>,
+    /// Most jobs all workers together take on in a second.
+    #[serde(default)]
+    pub(crate) max_submits_per_second: Option<NonZeroU32>,
     /// How long the manager must keep not knowing a submission before the job is LOST.
     #[serde(default = "lost_after")]
     pub(crate) lost_after: Period<SECOND, { 30 * DAY }>,
+    /// An answer of the manager that takes longer counts as trouble, as none does.
+    #[serde(default = "slow_after")]
+    pub(crate) slow_after: Period<1, HOUR>,
     /// How much one worker takes on.
     #[serde(default)]
     pub(crate) regulator: Option<RegulatorConfig>,
@@ -98,7 +107,10 @@ impl ClusterSection {
     pub(super) fn here() -> Self {
         Self {
             max_calls: max_calls(),
+            max_calls_per_second: None,
+            max_submits_per_second: None,
             lost_after: lost_after(),
+            slow_after: slow_after(),
             regulator: None,
             engine: EngineConfig::Local(LocalConfig::default()),
         }
@@ -107,6 +119,10 @@ impl ClusterSection {
 
 fn max_calls() -> Number<1, 1024> {
     Number::new(16)
+}
+
+fn slow_after() -> Period<1, HOUR> {
+    Period::new(Duration::from_secs(10))
 }
 
 fn lost_after() -> Period<SECOND, { 30 * DAY }> {

@@ -1,7 +1,7 @@
 //! `jobgate api`: HTTP, and the loops that publish hints, rescue jobs of dead workers and keep house.
 
 use super::{
-    clusters::Clusters,
+    clusters::{self, Clusters},
     doors::{self, Doors},
     listening, metrics,
     signals::shut_down_on_signal,
@@ -18,7 +18,7 @@ use jobgate_api::{
     http::{self, Api, ApiParts, Hosts, Opening},
     telemetry,
 };
-use jobgate_shared::{clock, supervise::Tasks};
+use jobgate_shared::{clock, reporting::ReportKey, supervise::Tasks};
 use metrics_exporter_prometheus::PrometheusHandle;
 use rustls::ServerConfig;
 use std::{net::SocketAddr, sync::Arc};
@@ -33,17 +33,20 @@ pub(super) struct Composition<'a> {
     pub(super) metrics: PrometheusHandle,
     /// A token that may do everything.
     pub(super) admin_token: Option<Secret>,
+    /// What the tokens of jobs are made of.
+    pub(super) report_key: Option<ReportKey>,
     /// No other process can open the store.
     pub(super) sole: bool,
 }
 
 /// Begins everything but the listener.
 pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
-    let Composition { config, doors, tasks, metrics, admin_token, sole } = composition;
+    let Composition { config, doors, tasks, metrics, admin_token, report_key, sole } = composition;
     let (clock, budget) = (clock::system(), Arc::new(HintBudget::new()));
     let accept = AcceptSettings { hint_for: *config.dispatcher.hint_ttl, ..AcceptSettings::default() };
     let parts = ApiParts {
         store: doors.store.clone(),
+        leases: doors.leases.clone(),
         broker: doors.broker.clone(),
         logs: doors.logs.clone(),
         clock: clock.clone(),
@@ -51,6 +54,7 @@ pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
         budget: budget.clone(),
         metrics: Arc::new(move || metrics.render()),
         admin_token: admin_token.map(|token| token.expose().to_owned()),
+        report_key,
         accept,
         config: config.api.http.clone(),
         tasks: tasks.clone(),
@@ -66,6 +70,7 @@ pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
             config: config.dispatcher.clone(),
             lease: *config.worker.lease,
             sole,
+            outside: clusters::outside(config),
         },
     );
     housekeeping::run(
@@ -109,7 +114,10 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     };
     let admin_token = config.api.admin_token.clone();
-    let api = start(Composition { config, doors: &doors, tasks: &tasks, metrics, admin_token, sole: false })?;
+    let report_key = config.reports.key()?;
+    let composition =
+        Composition { config, doors: &doors, tasks: &tasks, metrics, admin_token, report_key, sole: false };
+    let api = start(composition)?;
     opening.open(api);
     tracing::info!(url, "jobgate api serves {url}");
     tasks.wait().await;

@@ -13,10 +13,18 @@ use jobgate_shared::{
 use jobgate_worker::{
     Served,
     engine::{SubmitMode, TimeLimits},
-    engines::{self, EngineConfig, EngineContext, Validator, local::RunnerCommand},
+    engines::{self, EngineConfig, EngineContext, Takes, Validator, local::RunnerCommand},
+    pace::Pace,
     regulator::RegulatorConfig,
 };
-use std::{collections::BTreeMap, fmt, num::NonZeroU32, sync::Arc, thread};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    num::NonZeroU32,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 /// Jobs one worker holds of a manager on other hosts, unless configured: the manager has a queue of its own.
 const FAR_JOBS: NonZeroU32 = NonZeroU32::new(10_000).expect("not zero");
@@ -70,7 +78,17 @@ fn info(name: &ClusterName, engine: &EngineConfig) -> ClusterInfo {
     };
     let poll_interval_seconds = declared.poll_interval.as_secs_f64();
     let capabilities = shown::Capabilities { reach, time_limits, logs: declared.logs, poll_interval_seconds };
-    ClusterInfo { name: name.clone(), engine: engine.kind().to_owned(), mode, capabilities }
+    let served_by =
+        if engine.is_served_outside() { shown::ServedBy::Claimants } else { shown::ServedBy::Workers };
+    let Takes { fields, options } = engine.takes();
+    let takes = shown::Takes { fields, options };
+    ClusterInfo { name: name.clone(), engine: engine.kind().to_owned(), served_by, mode, capabilities, takes }
+}
+
+/// The clusters no worker serves and nobody is to be hinted of.
+pub(super) fn outside(config: &Config) -> BTreeSet<ClusterName> {
+    let clusters = config.clusters().into_iter();
+    clusters.filter(|(_, section)| section.engine.is_served_outside()).map(|(name, _)| name).collect()
 }
 
 impl SpecValidator for Clusters {
@@ -90,7 +108,10 @@ impl SpecValidator for Clusters {
     }
 }
 
-/// Opens every configured cluster, for a worker.
+/// When a look at a manager is given up, unless calls may take longer than that.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Opens every configured cluster that workers serve.
 pub(super) fn open(
     config: &Config,
     data_dir: &DataDir,
@@ -98,12 +119,16 @@ pub(super) fn open(
 ) -> anyhow::Result<Vec<Served>> {
     let mut served = Vec::new();
     for (name, section) in config.clusters() {
+        if section.engine.is_served_outside() {
+            continue;
+        }
         let context = EngineContext {
             cluster: name.clone(),
             clock: clock.clone(),
             data_dir: data_dir.path().to_owned(),
             runner: runner(),
             call_timeout: *config.worker.lease / 3,
+            look_timeout: LOOK_TIMEOUT.max(*config.worker.lease / 3),
         };
         let engine = engines::build(&section.engine, &context)
             .with_context(|| format!("cannot open clusters.{name}"))?;
@@ -113,7 +138,10 @@ pub(super) fn open(
             engine,
             regulator,
             max_calls: section.max_calls.get() as usize,
+            pace: section.max_calls_per_second.map(Pace::per_second).unwrap_or_default(),
+            max_submits_per_second: section.max_submits_per_second,
             lost_after: *section.lost_after,
+            slow_after: *section.slow_after,
         });
     }
     Ok(served)
@@ -135,7 +163,10 @@ fn usual_regulator(engine: &EngineConfig) -> RegulatorConfig {
                 thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
             NonZeroU32::new(processors).unwrap_or(NonZeroU32::MIN)
         }
-        EngineConfig::Noop(_) => FAR_JOBS,
+        EngineConfig::Noop(_)
+        | EngineConfig::Slurm(_)
+        | EngineConfig::Command(_)
+        | EngineConfig::External(_) => FAR_JOBS,
     };
     RegulatorConfig::Fixed { max_in_flight }
 }
@@ -154,10 +185,46 @@ mod tests {
         let far = json!({"reach": "everywhere", "time_limits": "by_engine", "logs": false, "poll_interval_seconds": 2.0});
         let local =
             json!({"reach": "host", "time_limits": "by_engine", "logs": true, "poll_interval_seconds": 0.2});
+        let of_a_process = [
+            "env",
+            "working_dir",
+            "stdin",
+            "script",
+            "time_limit_seconds",
+            "resources.cpus",
+            "resources.memory_mib",
+        ];
+        let everything = [
+            "env",
+            "working_dir",
+            "stdin",
+            "script",
+            "image",
+            "time_limit_seconds",
+            "resources.cpus",
+            "resources.memory_mib",
+            "resources.gpus",
+            "resources.nodes",
+        ];
         let expected = json!([
-            {"name": "far", "engine": "noop", "mode": "at_most_once", "capabilities": far},
-            {"name": "local", "engine": "local", "mode": "two_phase", "capabilities": local},
+            {"name": "far", "engine": "noop", "served_by": "workers", "mode": "at_most_once", "capabilities": far,
+                "takes": {"fields": everything, "options": {}}},
+            {"name": "local", "engine": "local", "served_by": "workers", "mode": "two_phase", "capabilities": local,
+                "takes": {"fields": of_a_process, "options": {}}},
         ]);
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_cluster_that_is_served_from_outside_is_shown_and_not_opened() {
+        let place = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::make(place.path()).unwrap();
+        let text = "[clusters.far]\nengine = 'external'\n[clusters.near]\nengine = 'noop'\n";
+        let config: Config = toml::from_str(text).unwrap();
+        let told = serde_json::to_value(Clusters::new(&config).clusters()).unwrap();
+        assert_eq!((&told[0]["served_by"], &told[0]["mode"]), (&json!("claimants"), &json!("two_phase")));
+        assert_eq!(outside(&config), [ClusterName::try_from("far".to_owned()).unwrap()].into());
+        let opened = open(&config, &data_dir, &jobgate_shared::clock::system()).unwrap();
+        assert_eq!(opened.iter().map(|served| served.name.as_str()).collect::<Vec<_>>(), ["near"]);
     }
 }

@@ -12,8 +12,11 @@ use crate::{
 };
 use anyhow::Context as _;
 use jobgate_api::{auth, telemetry};
-use jobgate_shared::supervise::Tasks;
-use std::{fs, net::SocketAddr};
+use jobgate_shared::{
+    reporting::{ReportKey, Reporting},
+    supervise::Tasks,
+};
+use std::{fs, net::SocketAddr, path::Path};
 
 /// Where a gateway is to stand.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +56,7 @@ impl Gateway {
         let listener = listening::bind(place.listen)?;
         let url = listening::url(listener.1, tls.is_some());
         let token = administrator(config, &data_dir)?;
+        let report_key = report_key(config, &data_dir)?;
         let (front, back) = (Tasks::default(), Tasks::default());
         let tables = [telemetry::API, telemetry::RECORDER, jobgate_worker::telemetry::METRICS];
         let metrics = metrics::install(&back, &tables)?;
@@ -63,11 +67,15 @@ impl Gateway {
             tasks: &front,
             metrics,
             admin_token: Some(token.clone()),
+            report_key: Some(report_key.clone()),
             sole: true,
         };
         let api = api::start(composition)?;
         recorder::start(config, &doors, &back);
-        worker::start(config, &data_dir, &doors, &front)?;
+        // Nobody can have said beforehand where a gateway for its own process alone is.
+        let told = config.reports.url.clone().filter(|_| place.tls);
+        let reporting = Reporting { url: told.unwrap_or_else(|| url.clone()), key: report_key };
+        worker::start(config, &data_dir, &doors, Some(reporting), &front)?;
         api::listen(listener, tls, config, &front).open(api);
         lock.announce(&url)?;
         Ok(Self { url, token, data_dir, front, back, doors, _lock: lock })
@@ -88,13 +96,29 @@ fn administrator(config: &Config, data_dir: &DataDir) -> anyhow::Result<Secret> 
         return Ok(token.clone());
     }
     let file = data_dir.token_file();
-    write_private(&file, &format!("{}\n", auth::generate_bootstrap()))?;
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let token = text.trim();
+    let token = kept_secret(&file)?;
     anyhow::ensure!(
-        token.len() >= auth::MIN_BOOTSTRAP_LENGTH,
+        token.expose().len() >= auth::MIN_BOOTSTRAP_LENGTH,
         "{} does not hold a token; remove it and another is made",
         file.display()
     );
-    Ok(token.to_owned().into())
+    Ok(token)
+}
+
+/// What the tokens of jobs are made of: the configured key, or the data directory's, made at the first start. It stays,
+/// because jobs that run have tokens made of it.
+fn report_key(config: &Config, data_dir: &DataDir) -> anyhow::Result<ReportKey> {
+    if let Some(key) = config.reports.key()? {
+        return Ok(key);
+    }
+    let file = data_dir.report_key_file();
+    ReportKey::new(kept_secret(&file)?.expose())
+        .with_context(|| format!("{} does not hold a key; remove it and another is made", file.display()))
+}
+
+/// A secret in a file only its owner can read, made at random the first time.
+fn kept_secret(file: &Path) -> anyhow::Result<Secret> {
+    write_private(file, &format!("{}\n", auth::generate_bootstrap()))?;
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(text.trim().to_owned().into())
 }

@@ -9,13 +9,19 @@ use super::{
 };
 use crate::{config::Config, data_dir::DataDir, exit::Exit};
 use jobgate_api::http::ops::Ops;
-use jobgate_shared::{clock, supervise::Tasks};
+use jobgate_shared::{clock, reporting::Reporting, supervise::Tasks};
 use jobgate_worker::{Worker, telemetry};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// Begins to work; `tasks` end it.
-pub(super) fn start(config: &Config, data_dir: &DataDir, doors: &Doors, tasks: &Tasks) -> anyhow::Result<()> {
+pub(super) fn start(
+    config: &Config,
+    data_dir: &DataDir,
+    doors: &Doors,
+    reporting: Option<Reporting>,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
     let clock = clock::system();
     let worker = Worker {
         leases: doors.leases.clone(),
@@ -24,6 +30,7 @@ pub(super) fn start(config: &Config, data_dir: &DataDir, doors: &Doors, tasks: &
         clock,
         logs: Arc::new(doors.logs.clone()),
         timing: config.worker.timing(),
+        reporting,
         host: host(config),
     };
     let shutdown = tasks.shutdown().clone();
@@ -35,6 +42,15 @@ pub(super) fn start(config: &Config, data_dir: &DataDir, doors: &Doors, tasks: &
         }
     });
     Ok(())
+}
+
+/// What jobs report with, if address and key are configured.
+fn reporting(config: &Config) -> anyhow::Result<Option<Reporting>> {
+    let (url, key) = (config.reports.url.clone(), config.reports.key()?);
+    if url.is_some() != key.is_some() {
+        tracing::warn!("jobs cannot report on themselves: of reports.url and reports.key one is missing");
+    }
+    Ok(url.zip(key).map(|(url, key)| Reporting { url, key }))
 }
 
 /// What operators see as the place this process runs at.
@@ -56,8 +72,10 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     let bound = listening::serve_ops(config.telemetry.listen, ops, &listening_tasks)?;
     let Some(doors) = doors::distributed(config, "worker", &shutdown).await? else { return Ok(Exit::Done) };
     probe.open(&doors);
-    let started =
-        DataDir::make(&config.data_dir).and_then(|data_dir| start(config, &data_dir, &doors, &tasks));
+    let started = DataDir::make(&config.data_dir).and_then(|data_dir| {
+        let reporting = reporting(config)?;
+        start(config, &data_dir, &doors, reporting, &tasks)
+    });
     if let Err(error) = started {
         // A connection to the broker panics when the runtime ends before it does.
         doors.close().await;

@@ -9,7 +9,6 @@
 //! * A delivery dropped unsettled, or left by a dead process, comes again, to anyone.
 //! * Bytes no reader understands are moved to the dead-letter queue by the subscription itself and counted.
 
-pub mod conformance;
 pub mod memory;
 pub mod rabbitmq;
 
@@ -61,7 +60,7 @@ pub enum BrokerError {
     /// Connected and blocked, or the confirm did not come in time: it may arrive all the same.
     #[error("the broker does not take messages")]
     Blocked,
-    /// It said no.
+    /// It said no, again and again.
     #[error("the broker refused the message")]
     Refused(#[source] anyhow::Error),
 }

@@ -114,8 +114,12 @@ fn observation() -> impl Strategy<Value = Observation> {
 
 fn step() -> impl Strategy<Value = Step> {
     let worker = prop::sample::select(vec![OWNER, OTHER]);
-    let standing = (rarely(), any::<bool>(), rarely()).prop_map(|(dead, owner_alive, cluster_paused)| {
-        Standing { claimer_alive: !dead, owner_alive, cluster_paused }
+    let standing = (rarely(), any::<bool>(), rarely(), prop::option::weighted(0.1, 0u32..2));
+    let standing = standing.prop_map(|(dead, owner_alive, cluster_paused, room)| Standing {
+        claimer_alive: !dead,
+        owner_alive,
+        cluster_paused,
+        room,
     });
     let claim = (worker, any::<bool>(), any::<bool>(), standing);
     prop_oneof![
@@ -168,7 +172,7 @@ impl Step {
             }),
             Self::Vanished { owner_alive, lost } => Told::Vanished {
                 lost_after: lost.then_some(Duration::ZERO),
-                standing: Standing { claimer_alive: false, owner_alive, cluster_paused: false },
+                standing: Standing { claimer_alive: false, owner_alive, cluster_paused: false, room: None },
             },
             Self::Command(command) => Told::Command(command),
         }

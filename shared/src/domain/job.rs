@@ -1,6 +1,8 @@
 //! A job: what was asked for, which never changes, and its life, which only [`super::transition`] changes.
 
-use super::{ClusterName, Ending, HistoryEntry, JobId, JobSpec, JobState, Project, Submission, WorkerId};
+use super::{
+    ClusterName, Ending, HistoryEntry, JobId, JobSpec, JobState, Project, SelfReport, Submission, WorkerId,
+};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
@@ -100,7 +102,7 @@ impl NewJob {
             priority: self.priority,
             inputs: self.inputs.clone(),
             outputs: Document::new(),
-            progress: None,
+            report: None,
             max_attempts: self.max_attempts,
             retry: self.retry.clone(),
             created_by: self.created_by.clone(),
@@ -235,8 +237,8 @@ pub struct Job {
     pub inputs: Document,
     /// What the job handed out.
     pub outputs: Document,
-    /// Percent done, 0 to 100, as the job tells it.
-    pub progress: Option<u8>,
+    /// What one of its attempts told of itself; see [`Job::current_report`].
+    pub report: Option<SelfReport>,
     /// Attempts in all.
     pub max_attempts: u32,
     /// When another attempt follows.

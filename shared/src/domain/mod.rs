@@ -11,6 +11,7 @@ mod history;
 mod ids;
 mod job;
 mod object;
+mod report;
 #[cfg(test)]
 mod samples;
 mod spec;
@@ -22,6 +23,7 @@ pub use history::{AttemptTimes, Deviation, HistoryEntry, derive_history};
 pub use ids::{ClusterName, JobId, NameError, Project, Reach, SubmissionTag, TokenId, WorkerId};
 pub use job::{Agreement, Document, IdempotencyKey, Job, Life, NewJob, RetryPolicy, identity_env};
 pub use object::object;
+pub use report::{Report, ReportRefusal, SelfReport};
 pub use spec::{JobSpec, Resources, SpecError};
 pub use state::{JobState, Phase};
 pub use transition::{

@@ -151,7 +151,7 @@ pub(super) fn lives() -> Vec<(&'static str, Life)> {
 }
 
 const fn standing(owner_alive: bool, cluster_paused: bool) -> Standing {
-    Standing { claimer_alive: true, owner_alive, cluster_paused }
+    Standing { claimer_alive: true, owner_alive, cluster_paused, room: None }
 }
 
 /// A fact, and how it differs from others that say the same.
@@ -176,6 +176,7 @@ fn claims() -> Vec<Sample> {
         claim("by another, owner dead", OTHER, true, dead),
         claim("… in company", OTHER, false, dead),
         claim("… cluster paused", OTHER, true, standing(false, true)),
+        claim("… cluster full", OTHER, true, Standing { room: Some(0), ..standing(false, false) }),
         Sample { what: "claim", how: "… out of reach", told: elsewhere },
         claim("… without a lease", OTHER, true, Standing { claimer_alive: false, ..dead }),
     ]

@@ -79,6 +79,8 @@ pub struct Standing {
     pub owner_alive: bool,
     /// The job's cluster is paused by hand.
     pub cluster_paused: bool,
+    /// How many more jobs of the cluster may be under way; no limit when absent.
+    pub room: Option<u32>,
 }
 
 /// What users ask of a job.
@@ -129,6 +131,8 @@ pub enum Refusal {
     Held,
     /// Its cluster is paused.
     Paused,
+    /// As many jobs of its cluster are under way as may be.
+    Full,
     /// Somebody has it, whose lease has not ended.
     Owned,
     /// Its submission lives where the claimer cannot act.
@@ -214,6 +218,9 @@ fn claim(
     // A pause stops fresh work only: what the resource manager has must go on being watched.
     if fresh && standing.cluster_paused {
         return Outcome::Refused(Refusal::Paused);
+    }
+    if fresh && standing.room == Some(0) {
+        return Outcome::Refused(Refusal::Full);
     }
     if !fresh && standing.owner_alive {
         // The same worker asking again is a replay after an unknown commit.
@@ -622,7 +629,7 @@ mod vanished_tests {
     }
 
     fn tell(life: &Life, gone: Duration, owner_alive: bool, policy: &RetryPolicy) -> Outcome {
-        let standing = Standing { claimer_alive: false, owner_alive, cluster_paused: false };
+        let standing = Standing { claimer_alive: false, owner_alive, cluster_paused: false, room: None };
         let fact = Fact::Vanished { since: at(0), lost_after: Some(LIMIT), standing };
         transition(life, 2, policy, &fact, at(0) + gone)
     }

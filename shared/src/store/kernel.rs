@@ -7,13 +7,13 @@ use super::{
     Applied, Claimed, Scope, StoreError, StoreResult, ToHandBack, ToRecord, Vanished, WorkerCluster,
 };
 use crate::domain::{
-    Change, ClusterName, Command, Fact, JobId, Life, Outcome, Project, Refusal, RetryPolicy, Standing,
+    Change, ClusterName, Command, Fact, JobId, Life, Outcome, Phase, Project, Refusal, RetryPolicy, Standing,
     StatusEvent, WorkerId, transition,
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -58,6 +58,26 @@ impl Move {
     }
 }
 
+/// How many jobs of each cluster `moves` take out of the queue into a worker's hands.
+pub(crate) fn fresh_claims(moves: &[Move]) -> BTreeMap<&ClusterName, u32> {
+    let mut fresh = BTreeMap::new();
+    for Move { before, after, .. } in moves {
+        if before.standing.room.is_some()
+            && before.life.state.phase() == Phase::Waiting
+            && after.state.is_owned()
+        {
+            *fresh.entry(&before.cluster).or_default() += 1;
+        }
+    }
+    fresh
+}
+
+/// The jobs for which a cluster had no room. Their hints are used up, and must not stand for jobs about to be claimed.
+pub(crate) fn refused_for_room(jobs: &[JobId], claimed: &[Claimed]) -> Vec<JobId> {
+    let full = jobs.iter().zip(claimed).filter(|(_, answer)| **answer == Claimed::Refused(Refusal::Full));
+    full.map(|(job, _)| *job).collect()
+}
+
 /// What rows are read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -74,7 +94,8 @@ pub(crate) trait Ledger: Send {
     async fn load(&mut self, jobs: &[JobId], purpose: Purpose) -> StoreResult<(DateTime<Utc>, Vec<Row>)>;
 
     /// Writes each move whose row still has the version it was read with, together with its waiting entry, its claim
-    /// entry, its history, its counts and its feed entries, in one transaction; answers the jobs written.
+    /// entry, its history, its counts and its feed entries, in one transaction; answers the jobs written. Writes none when
+    /// there is no longer room in a cluster for its [`fresh_claims`].
     async fn save(&mut self, moves: &[Move]) -> StoreResult<HashSet<JobId>>;
 }
 
@@ -105,13 +126,14 @@ impl<'a> Told<'a> {
     }
 
     /// The fact this is to a job with this row, which the facts before it in the batch gave `life`; or the answer when it
-    /// is none.
-    fn fact(self, row: &Row, life: &Life) -> Result<Fact<'a>, Decided> {
+    /// is none. The batch has `taken` so many jobs of its cluster already.
+    fn fact(self, row: &Row, life: &Life, taken: u32) -> Result<Fact<'a>, Decided> {
         Ok(match self {
             Self::Claim { worker, clusters, alone } => {
                 let served = clusters.iter().find(|c| c.name == row.cluster);
                 let served = served.ok_or(Decided::Refused(Refusal::OutOfReach))?;
                 let mut standing = row.standing;
+                standing.room = standing.room.map(|room| room.saturating_sub(taken));
                 if life.owner != row.life.owner {
                     // Claimed by this very batch: an id named twice is granted twice under one claim.
                     standing.owner_alive = standing.claimer_alive;
@@ -220,7 +242,9 @@ pub(crate) async fn decide(
     answers
         .into_iter()
         .map(|a| {
-            a.ok_or_else(|| StoreError::Away(anyhow::anyhow!("lost {MAX_ROUNDS} races for one row in a row")))
+            a.ok_or_else(|| {
+                StoreError::Away(anyhow::anyhow!("lost {MAX_ROUNDS} races for a row or for room in a row"))
+            })
         })
         .collect()
 }
@@ -228,22 +252,28 @@ pub(crate) async fn decide(
 /// One reading of the rows and what the facts made of them.
 struct Round {
     rows: HashMap<JobId, (Row, Life, Vec<Change>)>,
+    /// Jobs taken out of the queue, by cluster.
+    taken: HashMap<ClusterName, u32>,
 }
 
 impl Round {
     fn new(rows: Vec<Row>) -> Self {
         let rows = rows.into_iter().map(|row| (row.job, (row.clone(), row.life, Vec::new()))).collect();
-        Self { rows }
+        Self { rows, taken: HashMap::new() }
     }
 
     fn tell(&mut self, job: JobId, told: Told<'_>, now: DateTime<Utc>) -> Decided {
         let Some((row, life, changes)) = self.rows.get_mut(&job) else { return Decided::Absent };
-        let fact = match told.fact(row, life) {
+        let taken = self.taken.get(&row.cluster).copied().unwrap_or(0);
+        let fact = match told.fact(row, life, taken) {
             Ok(fact) => fact,
             Err(answer) => return answer,
         };
         match transition(life, row.max_attempts, &row.retry, &fact, now) {
             Outcome::Advanced { life: next, change } => {
+                if life.state.phase() == Phase::Waiting && next.state.is_owned() {
+                    *self.taken.entry(row.cluster.clone()).or_default() += 1;
+                }
                 *life = (*next).clone();
                 changes.push(change);
                 Decided::Advanced(next)

@@ -5,15 +5,12 @@
 //! [`crate::domain::transition`]: adapters read rows, ask it, and write back guarded by the row's version.
 //!
 //! Contract, held by the conformance suite and, call by call, by random operations on each adapter and the reference
-//! model (`differential`):
+//! model:
 //! * A returned `Ok` is durable. An error of kind [`StoreError::Away`] leaves the outcome unknown; every call here can be
 //!   made again with the same arguments and then tells what holds.
 //! * Outcomes (a duplicate, a refusal, an absence) are values; batches answer one outcome per item, in order.
 //! * Time that two processes must agree on is the store's own.
 
-pub mod conformance;
-#[cfg(any(test, feature = "differential"))]
-pub mod differential;
 mod floors;
 mod kernel;
 pub mod memory;
@@ -22,8 +19,8 @@ pub mod sqlite;
 
 pub use self::floors::StoreFloors;
 use crate::domain::{
-    ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, StatusEvent,
-    Submission, TokenId, WorkerId,
+    ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, Report,
+    ReportRefusal, SelfReport, StatusEvent, Submission, TokenId, WorkerId,
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -166,7 +163,7 @@ pub struct Patch {
     pub labels: Option<Vec<String>>,
     /// Replaces the priority; orders the job anew while it waits.
     pub priority: Option<i16>,
-    /// Percent done.
+    /// Percent done of the attempt under way, or the last one; unlike a report's it may fall.
     pub progress: Option<u8>,
     /// Merged into the outputs, key by key; `null` removes one.
     pub outputs: Option<crate::domain::Document>,
@@ -179,7 +176,11 @@ impl Patch {
             job.labels.clone_from(labels);
         }
         job.priority = self.priority.unwrap_or(job.priority);
-        job.progress = self.progress.or(job.progress);
+        if self.progress.is_some() {
+            let told = job.current_report().cloned();
+            let told = told.unwrap_or_else(|| SelfReport::of(job.life.attempt));
+            job.report = Some(SelfReport { progress: self.progress, ..told });
+        }
         for (key, value) in self.outputs.iter().flatten() {
             if value.is_null() {
                 job.outputs.remove(key);
@@ -188,6 +189,17 @@ impl Patch {
             }
         }
     }
+}
+
+/// What became of a report.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reported {
+    /// It is taken down: the job now.
+    Taken(Box<Job>),
+    /// The row says no.
+    Refused(ReportRefusal),
+    /// No such job in scope.
+    Absent,
 }
 
 /// What became of a removal.
@@ -267,6 +279,8 @@ pub struct Hinted {
     pub outstanding: u64,
     /// Jobs whose hint ran out and that nobody has claimed.
     pub expired: u64,
+    /// How many of its jobs may be claimed now, where an operator limits how many are in flight.
+    pub room: Option<u32>,
 }
 
 /// A due job to hint.
@@ -353,13 +367,16 @@ pub struct ClusterSetting {
     pub cluster: ClusterName,
     /// No fresh job of it is claimed.
     pub paused: bool,
-    /// Who set it.
+    /// Who paused or resumed it last; who limited it, when nobody did.
     pub by: String,
     /// When.
     pub at: DateTime<Utc>,
+    /// Most jobs of it in flight at once, whatever the number of workers; no limit when absent.
+    pub max_in_flight: Option<u32>,
 }
 
-/// What a token's holder may do; each includes those before it, except that `Cancel` includes `Read` only.
+/// What a token's holder may do; each includes those before it, except that `Cancel` includes `Read` only, and `Work`
+/// nothing and is included in nothing but `Admin` of every project.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -373,6 +390,8 @@ pub enum Role {
     Cancel,
     /// Everything in the project, and tokens; in project `*`, everything.
     Admin,
+    /// Claim and drive the jobs of the token's cluster, whose ever they are.
+    Work,
 }
 
 /// A token as stored: never the secret.
@@ -384,6 +403,9 @@ pub struct Token {
     pub name: String,
     /// The project it opens; every project when absent.
     pub project: Option<Project>,
+    /// The one cluster it works for, when that is what it allows.
+    #[serde(default)]
+    pub cluster: Option<ClusterName>,
     /// What it allows.
     pub roles: Vec<Role>,
     /// SHA-256 of the secret half.
@@ -507,13 +529,39 @@ pub trait Leases: Apply {
     async fn heartbeat(&self, worker: WorkerId, pulse: &Pulse) -> StoreResult<Heartbeat>;
 
     /// Claims many jobs in one statement; `clusters` tells where the worker serves which. One outcome per id. A job of a
-    /// cluster not named is refused as out of reach, every job to a worker whose lease has ended.
+    /// cluster not named is refused as out of reach, every job to a worker whose lease has ended, and what may kill workers
+    /// as suspect.
     async fn claim(
         &self,
         worker: WorkerId,
         clusters: &[WorkerCluster],
         jobs: &[JobId],
     ) -> StoreResult<Vec<Claimed>>;
+
+    /// Claims a job that may kill workers, for a worker that holds no other such job unsubmitted.
+    async fn claim_alone(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        job: JobId,
+    ) -> StoreResult<Claimed>;
+
+    /// The jobs that this worker has by their rows, however it came by them: a claim whose commit was taken for lost may
+    /// land at any time, and then nobody else will do anything about its jobs while the worker lives.
+    async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>>;
+
+    /// How many workers whose lease has not ended serve `cluster`.
+    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32>;
+
+    /// Up to `limit` jobs of `cluster` that one of these workers has by its row ([`WorkerId::NOBODY`]: handed back), whole,
+    /// in the order of their ids and beginning after `after`. For workers that keep no list of their own.
+    async fn in_hands(
+        &self,
+        cluster: &ClusterName,
+        owners: &[WorkerId],
+        after: Option<JobId>,
+        limit: u32,
+    ) -> StoreResult<Vec<Job>>;
 
     /// Records created submissions, write-once. One outcome per item.
     async fn record(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>>;
@@ -565,6 +613,9 @@ pub trait Store: Apply {
     /// Changes what may be changed by hand.
     async fn patch(&self, scope: &Scope, job: JobId, patch: &Patch) -> StoreResult<Option<Job>>;
 
+    /// Takes down what a running job tells of itself, by the rule of [`Report::apply`]; told again it changes nothing.
+    async fn report(&self, scope: &Scope, job: JobId, report: &Report) -> StoreResult<Reported>;
+
     /// Removes an ended job.
     async fn remove(&self, scope: &Scope, job: JobId) -> StoreResult<Removed>;
 
@@ -596,7 +647,7 @@ pub trait Store: Apply {
 
     /// Up to `limit` due jobs of a cluster that were never hinted, or whose hint ran out at least `again_after` ago, most
     /// urgent first (priority, then since when it is due, then id); marks them hinted for `hint_for`. A hint is forgotten
-    /// with the wait or the claim it was for.
+    /// with the wait or the claim it was for, and with a claim that is refused for want of room.
     async fn due(
         &self,
         cluster: &ClusterName,
@@ -628,6 +679,10 @@ pub trait Store: Apply {
 
     /// Pauses or resumes a cluster.
     async fn set_paused(&self, cluster: &ClusterName, paused: bool, by: &str) -> StoreResult<()>;
+
+    /// Limits how many jobs of a cluster are claimed and not over at once, over all workers; `None` lifts the limit. Held by
+    /// every claim decided from now on; adoption is not refused by it, and what is in flight beyond it stays.
+    async fn limit(&self, cluster: &ClusterName, max_in_flight: Option<u32>, by: &str) -> StoreResult<()>;
 
     /// Stores a token; a known id is a replay and stays as it is.
     async fn create_token(&self, token: &Token) -> StoreResult<()>;

@@ -14,9 +14,11 @@ use jobgate_worker::{
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Everything that can be seen.
-pub const STEPS: [&str; 33] = [
+pub const STEPS: [&str; 35] = [
     "granted fresh",
     "granted by adoption",
+    "granted unheard",
+    "held",
     "created",
     "create unanswered",
     "create refused",
@@ -34,7 +36,7 @@ pub const STEPS: [&str; 33] = [
     "sighted ended",
     "sighted inert",
     "sighted absent",
-    "polled",
+    "manager answered",
     "cancel requested",
     "settled",
     "lost to an adopter",
@@ -110,11 +112,12 @@ pub(crate) fn of_input(input: &Input) -> &'static str {
         }
         Input::Sighted(_, Sighting::Inert) => "sighted inert",
         Input::Sighted(_, Sighting::Absent | Sighting::Gone { .. }) => "sighted absent",
-        Input::Polled(..) => "polled",
+        Input::Answered(..) => "manager answered",
         Input::CancelRequested(_) => "cancel requested",
         Input::Settled(_) => "settled",
         Input::Lost(_) => "lost to an adopter",
         Input::LogsShipped(_) => "logs shipped",
+        Input::Held(_) => "held",
         Input::Drain => "drain",
         Input::Tick => "tick",
     }

@@ -54,6 +54,8 @@ pub enum Flaw {
     RecordOfAnyClaim,
     /// An end that was told moves a job that has ended already.
     EndOverwrites,
+    /// No worker has anything, as far as the store knows.
+    NothingIsHeld,
 }
 
 /// What is searched.

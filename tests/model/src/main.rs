@@ -5,6 +5,7 @@ use clap::Parser;
 use jobgate_model::{
     Faults, Protocol,
     coverage::{Coverage, STEPS},
+    promises::Promise,
     search::{self, Broken, Report},
     submissions::Kind,
 };
@@ -51,22 +52,23 @@ fn main() -> ExitCode {
     if let Some(kind) = kind {
         let faults = Faults { crashes, expiries, losses, ticks, cancels, retries, drains };
         let protocol = Protocol { max_attempts: attempts, logs, ..Protocol::new(kind, faults) };
-        let report = run(protocol, true);
+        let report = run(protocol, None);
         report.broken.iter().for_each(show);
         return code(report.broken.is_empty());
     }
     let seen = Arc::<Coverage>::default();
     let mut valid = true;
     for protocol in search::sound(true, &seen) {
-        let report = run(protocol, true);
+        let report = run(protocol, None);
         report.broken.iter().for_each(show);
         valid &= report.broken.is_empty();
     }
-    for (protocol, what) in search::unsound() {
-        if let Some(broken) = run(protocol, false).found(what) {
-            println!("    as it must be: {what}: {}", broken.way.join(" → "));
+    for (protocol, known) in search::unsound() {
+        let name = known.name();
+        if let Some(broken) = run(protocol, Some(known)).found(known) {
+            println!("    as it must be, not {name}: {}", broken.way.join(" → "));
         } else {
-            println!("    NOT FOUND, and it must be: {what}");
+            println!("    NOT FOUND, and it must be: not {name}");
             valid = false;
         }
     }
@@ -75,9 +77,9 @@ fn main() -> ExitCode {
     code(valid && missing.is_empty())
 }
 
-fn run(protocol: Protocol, known_to_work: bool) -> Report {
+fn run(protocol: Protocol, known: Option<Promise>) -> Report {
     let (name, began) = (protocol.to_string(), Instant::now());
-    let report = protocol.search(known_to_work);
+    let report = protocol.search(known);
     let verdict = if report.broken.is_empty() { "holds" } else { "BROKEN" };
     let seconds = began.elapsed().as_secs_f64();
     println!(

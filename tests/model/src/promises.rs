@@ -4,10 +4,16 @@ use crate::{Protocol, submissions::Kind, world::World};
 use jobgate_shared::domain::{Ending, JobState};
 
 /// One promise of the gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Promise {
-    /// No attempt begins twice, none after its row said CANCELED, no end is taken back, nothing a row needs is forgotten.
-    NothingBrokenOnTheWay,
+    /// No attempt begins twice.
+    BeginsOnce,
+    /// No attempt begins after its row said CANCELED.
+    NothingBeginsCanceled,
+    /// A row that says how the job ended says so ever after, unless a user has it tried again.
+    EndsStand,
+    /// The manager is not told to forget what a row may ask for yet.
+    TheNeededIsKept,
     /// Where the manager creates inert, only what is recorded begins.
     OnlyTheRecordedBegins,
     /// Nothing runs of an attempt whose row says CANCELED.
@@ -20,8 +26,11 @@ pub enum Promise {
 
 impl Promise {
     /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::NothingBrokenOnTheWay,
+    pub const ALL: [Self; 8] = [
+        Self::BeginsOnce,
+        Self::NothingBeginsCanceled,
+        Self::EndsStand,
+        Self::TheNeededIsKept,
         Self::OnlyTheRecordedBegins,
         Self::CanceledDoesNotRun,
         Self::EndsAreTrue,
@@ -31,7 +40,10 @@ impl Promise {
     /// As reported.
     pub fn name(self) -> &'static str {
         match self {
-            Self::NothingBrokenOnTheWay => "nothing is broken on the way",
+            Self::BeginsOnce => "an attempt begins once",
+            Self::NothingBeginsCanceled => "nothing begins after CANCELED",
+            Self::EndsStand => "an ended job stays ended",
+            Self::TheNeededIsKept => "what a row needs is kept",
             Self::OnlyTheRecordedBegins => "only the recorded begins",
             Self::CanceledDoesNotRun => "canceled does not run",
             Self::EndsAreTrue => "ends are true",
@@ -41,7 +53,11 @@ impl Promise {
 
     pub(crate) fn check(self) -> fn(&Protocol, &World) -> bool {
         match self {
-            Self::NothingBrokenOnTheWay => |_, world| world.broken.is_none(),
+            // Noticed amid the steps: each has a check of its own, so that a search finds each that it can.
+            Self::BeginsOnce => |_, world| !world.broken.contains(&Self::BeginsOnce),
+            Self::NothingBeginsCanceled => |_, world| !world.broken.contains(&Self::NothingBeginsCanceled),
+            Self::EndsStand => |_, world| !world.broken.contains(&Self::EndsStand),
+            Self::TheNeededIsKept => |_, world| !world.broken.contains(&Self::TheNeededIsKept),
             Self::OnlyTheRecordedBegins => only_the_recorded_begins,
             Self::CanceledDoesNotRun => canceled_does_not_run,
             Self::EndsAreTrue => |protocol, world| ends_are_true(protocol, world),
@@ -50,7 +66,7 @@ impl Promise {
                 !world.rests()
                     || world
                         .settle(protocol)
-                        .is_ok_and(|end| end.broken.is_none() && ends_are_true(protocol, &end))
+                        .is_ok_and(|end| end.broken == world.broken && ends_are_true(protocol, &end))
             },
         }
     }

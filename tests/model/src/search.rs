@@ -1,6 +1,6 @@
 //! The searches: which manager under how many of which faults, and what came of it.
 
-use crate::{Faults, Flaw, Protocol, coverage::Coverage, submissions::Kind, world::World};
+use crate::{Faults, Flaw, Protocol, coverage::Coverage, promises::Promise, submissions::Kind, world::World};
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 use std::{fmt, num::NonZero, sync::Arc, thread};
 
@@ -20,9 +20,9 @@ pub struct Report {
 /// A way on which a promise breaks.
 #[derive(Debug)]
 pub struct Broken {
-    /// The promise.
+    /// The promise's name.
     pub promise: &'static str,
-    /// What was noticed amid the last step, or by letting what is left come to rest.
+    /// What did not come to rest by itself from there.
     pub why: Option<&'static str>,
     /// The steps, first to last.
     pub way: Vec<String>,
@@ -31,14 +31,15 @@ pub struct Broken {
 }
 
 impl Protocol {
-    /// Visits every state there is, or until a promise is broken; of what is known not to work, until every promise is.
-    pub fn search(self, known_to_work: bool) -> Report {
+    /// Visits every state there is, or until a promise is broken: any, or the one that what is searched is known to break.
+    pub fn search(self, known: Option<Promise>) -> Report {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        let enough = if known_to_work { HasDiscoveries::AnyFailures } else { HasDiscoveries::All };
+        let enough =
+            known.map_or(HasDiscoveries::AnyFailures, |known| HasDiscoveries::AllOf([known.name()].into()));
         let checker = self.checker().threads(threads).finish_when(enough).spawn_bfs().join();
         let found = checker.discoveries().into_iter().map(|(promise, path)| {
             let end = path.last_state().clone();
-            let why = end.broken.or_else(|| end.settle(checker.model()).map_or_else(Some, |end| end.broken));
+            let why = end.settle(checker.model()).err();
             Broken { promise, why, way: path.into_actions().iter().map(|a| format!("{a:?}")).collect(), end }
         });
         let broken = found.collect();
@@ -115,29 +116,32 @@ pub fn sound(deep: bool, seen: &Arc<Coverage>) -> Vec<Protocol> {
         .collect()
 }
 
-/// The searches of what is known not to work, each with what it must find.
-pub fn unsound() -> Vec<(Protocol, &'static str)> {
-    const TWICE: &str = "an attempt began twice";
+/// The searches of what is known not to work, each with the promise that it must find broken.
+pub fn unsound() -> Vec<(Protocol, Promise)> {
     let crash = faults([1, 0, 0, 0, 0, 0, 0]);
     let expiry = faults([0, 1, 0, 0, 0, 0, 0]);
     let late = faults([0, 0, 1, 1, 0, 0, 0]);
     let cancel = faults([0, 1, 0, 0, 1, 0, 0]);
     let flawed = |flaw, kind, faults| Protocol { flaw, ..Protocol::new(kind, faults) };
     vec![
-        (Protocol::new(Kind::LeaseOnly, expiry), TWICE),
-        (Protocol::new(Kind::LookupFirst, expiry), TWICE),
-        (Protocol::new(Kind::LeaseOnly, cancel), "an attempt began after CANCELED"),
-        (Protocol::new(Kind::FenceForTheFirst, crash), "ends are true"),
-        (Protocol::new(Kind::IdsReturn, late), TWICE),
-        (flawed(Flaw::RecordOverwrites, Kind::TwoPhase, expiry), TWICE),
-        (flawed(Flaw::RecordOfAnyClaim, Kind::TwoPhase, cancel), "the job never ends"),
-        (flawed(Flaw::EndOverwrites, Kind::TwoPhaseByName, expiry), "an ended job moved"),
+        (Protocol::new(Kind::LeaseOnly, expiry), Promise::BeginsOnce),
+        (Protocol::new(Kind::LookupFirst, expiry), Promise::BeginsOnce),
+        (Protocol::new(Kind::LeaseOnly, cancel), Promise::NothingBeginsCanceled),
+        (Protocol::new(Kind::FenceForTheFirst, crash), Promise::EndsAreTrue),
+        (Protocol::new(Kind::IdsReturn, late), Promise::BeginsOnce),
+        (flawed(Flaw::RecordOverwrites, Kind::TwoPhase, expiry), Promise::BeginsOnce),
+        (flawed(Flaw::RecordOfAnyClaim, Kind::TwoPhase, cancel), Promise::EverythingSettles),
+        (
+            flawed(Flaw::NothingIsHeld, Kind::TwoPhase, faults([0, 0, 1, 0, 0, 0, 0])),
+            Promise::EverythingSettles,
+        ),
+        (flawed(Flaw::EndOverwrites, Kind::TwoPhaseByName, expiry), Promise::EndsStand),
     ]
 }
 
 impl Report {
-    /// It was broken in this way: by a promise's name, or by what was noticed on the way.
-    pub fn found(&self, what: &str) -> Option<&Broken> {
-        self.broken.iter().find(|broken| broken.promise == what || broken.why == Some(what))
+    /// How it was broken, if it was.
+    pub fn found(&self, promise: Promise) -> Option<&Broken> {
+        self.broken.iter().find(|broken| broken.promise == promise.name())
     }
 }

@@ -3,6 +3,7 @@
 use crate::{
     Faults, Flaw, Protocol,
     coverage::{Coverage, of_input},
+    promises::Promise,
     submissions::{Began, Id, Manager},
 };
 use chrono::{DateTime, Utc};
@@ -32,6 +33,10 @@ pub type Identity = u8;
 pub enum Action {
     /// A worker claims the job: a hint may reach any of them at any time.
     Claim(usize),
+    /// A worker is granted the job by a claim that it takes for lost.
+    ClaimUnheard(usize),
+    /// A worker compares what it has with what the row says.
+    Compare(usize),
     /// A request arrives, and its answer returns if somebody still waits for it.
     Land(usize),
     /// A request is given up by whoever waits; it may arrive yet.
@@ -108,8 +113,8 @@ pub struct World {
     pub begun: Vec<Began>,
     /// Attempts the row has said to be canceled.
     pub canceled: BTreeSet<u32>,
-    /// A promise was broken amid a step.
-    pub broken: Option<&'static str>,
+    /// Promises broken amid steps.
+    pub broken: BTreeSet<Promise>,
     processes: Vec<Process>,
     /// Identities whose lease runs.
     leased: BTreeSet<Identity>,
@@ -162,8 +167,13 @@ impl Process {
             logs: protocol.logs,
             poll_interval: Duration::ZERO,
         };
-        let serving =
-            Serving { cluster: cluster(), capabilities, max_creates: 1, lost_after: Duration::ZERO };
+        let serving = Serving {
+            cluster: cluster(),
+            capabilities,
+            max_creates: 1,
+            lost_after: Duration::ZERO,
+            slow_after: Duration::MAX,
+        };
         let core = Core::new(worker(identity), vec![serving]);
         Self { identity, core, now: Duration::ZERO, shipping: Vec::new() }
     }
@@ -177,7 +187,7 @@ impl World {
             manager: Manager::new(protocol.manager),
             begun: Vec::new(),
             canceled: BTreeSet::new(),
-            broken: None,
+            broken: BTreeSet::new(),
             processes: Vec::new(),
             leased: BTreeSet::new(),
             identities: 0,
@@ -206,6 +216,12 @@ impl World {
             // Both are alike until one has claimed.
             if p == 0 || self.row.epoch > 0 {
                 actions.push(Action::Claim(p));
+                if self.left.losses > 0 {
+                    actions.push(Action::ClaimUnheard(p));
+                }
+            }
+            if self.is_unknown_to(process) {
+                actions.push(Action::Compare(p));
             }
             if !process.core.watched(0).is_empty() {
                 actions.push(Action::Poll(p));
@@ -272,6 +288,18 @@ impl World {
     pub fn take(&mut self, protocol: &Protocol, action: Action) {
         match action {
             Action::Claim(p) => self.claim(protocol, p),
+            Action::ClaimUnheard(p) => {
+                self.left.losses -= 1;
+                if self.is_granted(protocol, p) {
+                    protocol.coverage.saw("granted unheard");
+                }
+            }
+            Action::Compare(p) => {
+                let held = if protocol.flaw == Flaw::NothingIsHeld { vec![] } else { vec![JOB] };
+                for _ in 0..2 {
+                    self.step(protocol, p, Input::Held(held.clone()));
+                }
+            }
             Action::Land(i) => {
                 let request = self.wire.remove(i);
                 self.land(protocol, request);
@@ -388,7 +416,7 @@ impl World {
         if let Outcome::Advanced { life, change } = &outcome {
             let ended = self.row.state.is_terminal();
             if ended && !matches!(fact, Fact::Command { command: Command::Retry, .. }) {
-                self.broken = Some("an ended job moved");
+                self.broken.insert(Promise::EndsStand);
             }
             if change.entry.to == JobState::Canceled {
                 self.canceled.insert(self.row.attempt);
@@ -409,7 +437,7 @@ impl World {
             priority: 0,
             inputs: Document::new(),
             outputs: Document::new(),
-            progress: None,
+            report: None,
             max_attempts: protocol.max_attempts,
             retry: RetryPolicy::default(),
             created_by: String::new(),
@@ -423,30 +451,41 @@ impl World {
         self.leased.iter().any(|identity| Some(worker(*identity)) == owner)
     }
 
+    /// It has the job by the row, and does not know.
+    fn is_unknown_to(&self, Process { identity, core, .. }: &Process) -> bool {
+        core.jobs() == 0 && self.row.holder() == Some(worker(*identity))
+    }
+
     fn claim(&mut self, protocol: &Protocol, p: usize) {
+        if self.is_granted(protocol, p) {
+            let job = Box::new(self.job(protocol));
+            self.step(protocol, p, Input::Granted(job));
+        }
+    }
+
+    /// What the row says to a claim.
+    fn is_granted(&mut self, protocol: &Protocol, p: usize) -> bool {
         let Process { identity, core, .. } = &self.processes[p];
         if core.is_draining() {
-            return;
+            return false;
         }
         let me = worker(*identity);
         let standing = Standing {
             claimer_alive: self.leased.contains(identity),
             owner_alive: self.is_alive(self.row.owner),
             cluster_paused: false,
+            room: None,
         };
         let fact = Fact::Claim { worker: me, reach: None, alone: true, standing };
         let granted = matches!(self.tell(protocol, &fact), Outcome::Advanced { .. } | Outcome::Duplicate);
-        if granted && self.row.state.is_owned() && self.row.owner == Some(me) {
-            let job = Box::new(self.job(protocol));
-            self.step(protocol, p, Input::Granted(job));
-        }
+        granted && self.row.holder() == Some(me)
     }
 
     /// One input of one worker, with all that follows at once.
     fn step(&mut self, protocol: &Protocol, p: usize, input: Input) {
         protocol.coverage.saw(of_input(&input));
         let Process { identity, core, now, .. } = &mut self.processes[p];
-        let (mut effects, from) = (Vec::new(), *identity);
+        let (mut effects, from, mut unheard) = (Vec::new(), *identity, false);
         core.step(Moment { since_start: *now, wall: NOW }, input, &mut effects);
         for effect in effects {
             let call = match effect {
@@ -472,13 +511,20 @@ impl World {
                     protocol.coverage.saw("forget");
                     let over = self.row.attempt > hold.tag.attempt || self.row.state.is_terminal();
                     if !over {
-                        self.broken = Some("what a row still needs was forgotten");
+                        self.broken.insert(Promise::TheNeededIsKept);
                     }
                     self.manager.forget(id_of(&submission));
                     continue;
                 }
+                Effect::ClaimAgain(_) => {
+                    unheard = true;
+                    continue;
+                }
             };
             self.wire.push(Request { from, heard: true, call });
+        }
+        if unheard {
+            self.claim(protocol, p);
         }
     }
 
@@ -538,7 +584,7 @@ impl World {
                 self.row.epoch
             }
             Flaw::RecordOfAnyClaim => self.row.epoch,
-            Flaw::None | Flaw::RecordOverwrites | Flaw::EndOverwrites => *epoch,
+            Flaw::None | Flaw::RecordOverwrites | Flaw::EndOverwrites | Flaw::NothingIsHeld => *epoch,
         };
         match self.tell(protocol, &Fact::Record { attempt: *attempt, epoch, submission }) {
             Outcome::Advanced { .. } | Outcome::Duplicate => Recorded::Won,
@@ -551,10 +597,10 @@ impl World {
     fn began(&mut self, began: Option<Began>) {
         let Some(began) = began else { return };
         if self.begun.iter().any(|earlier| earlier.attempt == began.attempt) {
-            self.broken = Some("an attempt began twice");
+            self.broken.insert(Promise::BeginsOnce);
         }
         if self.canceled.contains(&began.attempt) {
-            self.broken = Some("an attempt began after CANCELED");
+            self.broken.insert(Promise::NothingBeginsCanceled);
         }
         self.begun.push(began);
     }
@@ -585,13 +631,13 @@ impl World {
             && self.row.state != ending.state()
         {
             self.row.state = ending.state();
-            self.broken = Some("an ended job moved");
+            self.broken.insert(Promise::EndsStand);
         }
         self.tell(protocol, &Fact::Event(&event));
     }
 
     fn poll(&mut self, protocol: &Protocol, p: usize, look: impl Fn(&Manager, Id) -> Sighting) {
-        self.step(protocol, p, Input::Polled(0, Ok(())));
+        self.step(protocol, p, Input::Answered(0, Ok(Duration::ZERO)));
         for (hold, submission) in self.processes[p].core.watched(0) {
             let sighting = look(&self.manager, id_of(&submission));
             self.step(protocol, p, Input::Sighted(hold, sighting));
@@ -679,7 +725,13 @@ impl World {
                 self.take(protocol, Action::Stop(p));
             }
             self.heartbeat(protocol, p);
-            self.claim(protocol, p);
+            // Nobody hints what somebody alive has.
+            if !self.row.state.is_owned() || !self.is_alive(self.row.owner) {
+                self.claim(protocol, p);
+            }
+            if self.is_unknown_to(&self.processes[p]) {
+                self.take(protocol, Action::Compare(p));
+            }
             self.arrive(protocol);
             self.poll(protocol, p, Manager::look);
             self.arrive(protocol);

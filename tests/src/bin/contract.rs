@@ -21,9 +21,12 @@ use std::{
     time::Duration,
 };
 
-/// One cluster whose jobs end at once, and one whose jobs are there to be canceled.
+/// One cluster served from outside, one whose jobs end at once, and one whose jobs are there to be canceled.
 const CONFIG: &str = r#"
 default_cluster = "local"
+
+[clusters.outside]
+engine = "external"
 
 [clusters.local]
 engine = "noop"

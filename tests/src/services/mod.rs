@@ -2,8 +2,10 @@
 //! servers the runner started once; a test that stops, kills or starves a server starts its own [`Postgres`] or
 //! [`RabbitMq`]. Private servers keep everything in one temporary folder and listen on loopback only.
 
+mod gridengine;
 mod postgres;
 mod rabbitmq;
+mod slurm;
 
 use std::fs::{self, Permissions};
 use std::future::Future;
@@ -15,8 +17,10 @@ use std::thread;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+pub use self::gridengine::GridEngine;
 pub use self::postgres::{Database, Postgres, Shutdown};
 pub use self::rabbitmq::{RabbitMq, Vhost};
+pub use self::slurm::{Accounting, Slurm};
 use crate::process::{Account, LastWord, Managed};
 
 /// One server's folder and the account it runs under.

@@ -2,7 +2,7 @@
 
 use crate::{
     plan::{Fault, Flaw, Link},
-    process::{Lateness, Line, Process},
+    process::{Line, Process},
     world::{World, lock},
 };
 use async_trait::async_trait;
@@ -149,7 +149,7 @@ impl BrokerDoor {
                 BrokerHealth::Down => Err(down()),
             }
         };
-        self.process.carry(Link::Broker, Lateness::Any, call.boxed()).await.unwrap_or_else(|| Err(down()))
+        self.process.carry(Link::Broker, call.boxed()).await.unwrap_or_else(|| Err(down()))
     }
 
     fn subscribe<T: Send + 'static>(

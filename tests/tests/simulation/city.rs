@@ -3,7 +3,7 @@
 use crate::{
     broker::{Bells, BrokerDoor},
     cluster::Manager,
-    plan::{Action, Fault, Flaw, Link, Outcome, Role},
+    plan::{Action, Fault, Flaw, Link, Outcome, Role, Setting},
     port::Port,
     process::Process,
     store::{Rows, StoreDoor},
@@ -22,9 +22,9 @@ use jobgate_shared::{
     logs::LogStore,
     settings::Period,
 };
-use jobgate_worker::{Served, Timing, Worker, regulator::RegulatorConfig};
+use jobgate_worker::{Served, Timing, Worker, pace::Pace, regulator::RegulatorConfig};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     num::NonZeroU32,
     sync::{
         Arc, Mutex,
@@ -140,6 +140,7 @@ impl City {
                 config,
                 lease: LEASE,
                 sole: false,
+                outside: BTreeSet::new(),
             };
             dispatcher::run(tasks, parts);
         }
@@ -163,6 +164,9 @@ impl City {
             },
             max_calls: self.world.plan.calls,
             lost_after: Duration::from_secs(20),
+            slow_after: Duration::from_secs(10),
+            pace: Pace::default(),
+            max_submits_per_second: None,
         };
         let worker = Worker {
             leases: store,
@@ -179,6 +183,7 @@ impl City {
                 sweep_older_than: Duration::from_secs(12),
                 broker_patience: Duration::from_secs(8),
             },
+            reporting: None,
             host: process.name.clone(),
         };
         let shutdown = process.tasks.shutdown().clone();
@@ -235,7 +240,7 @@ impl City {
             Action::Release => self.command(Command::Release),
             Action::Retry => self.command(Command::Retry),
             Action::Prioritise => self.prioritise(),
-            Action::PauseCluster(cluster, paused) => self.pause(cluster, paused),
+            Action::Set(cluster, setting) => self.set(cluster, setting),
             Action::Kill(role, for_so_long) => {
                 if let Some(process) = self.some(role) {
                     self.world.struck(Fault::Kill);
@@ -358,11 +363,15 @@ impl City {
         }
     }
 
-    /// Resumes what is paused.
+    /// Resumes what is paused, and lifts every limit.
     pub(crate) fn resume_all(self: &Arc<Self>) {
         for place in 0..self.managers.len() {
-            if self.rows.is_paused(&self.managers[place].cluster) {
-                self.pause(place, false);
+            let Some(setting) = self.rows.setting(&self.managers[place].cluster) else { continue };
+            if setting.paused {
+                self.set(place, Setting::Paused(false));
+            }
+            if setting.max_in_flight.is_some() {
+                self.set(place, Setting::Limit(None));
             }
         }
     }

@@ -160,6 +160,11 @@ fn hints_that_are_lost_and_never_given_again_are_caught() {
 }
 
 #[test]
+fn a_claim_that_lands_unheard_and_is_never_found_is_caught() {
+    is_caught(Flaw::NothingIsHeld, "not settled");
+}
+
+#[test]
 fn a_feed_that_leaves_out_ends_is_caught() {
     is_caught(Flaw::EndsAreNotTold, "not settled");
 }

@@ -160,6 +160,8 @@ pub(crate) enum Flaw {
     HintsAreLost,
     /// The store forgets to tell the feed of ends.
     EndsAreNotTold,
+    /// The store knows of no worker that it has anything.
+    NothingIsHeld,
 }
 
 /// Which role a process plays.
@@ -199,8 +201,8 @@ pub(crate) enum Action {
     Retry,
     /// Change the priority of some job.
     Prioritise,
-    /// Pause or resume a cluster.
-    PauseCluster(usize, bool),
+    /// Set something on a cluster.
+    Set(usize, Setting),
     /// Kill some process of a role, and start another after a while.
     Kill(Role, Duration),
     /// Let some process stand still.
@@ -223,6 +225,15 @@ pub(crate) enum Action {
     Purge(usize),
     /// A resource manager is away.
     ManagerAway(usize, Duration),
+}
+
+/// What operators set on a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Setting {
+    /// No fresh job is claimed.
+    Paused(bool),
+    /// So many jobs are in flight at most.
+    Limit(Option<u32>),
 }
 
 /// A job to post.
@@ -399,10 +410,16 @@ impl Plan {
         if dice.chance(200) {
             let cluster = usize::try_from(dice.below(self.modes.len() as u64)).unwrap_or(0);
             let at = dice.millis(0, chaos);
-            script.push((at, Action::PauseCluster(cluster, true)));
-            script.push((at + dice.millis(500, 8_000), Action::PauseCluster(cluster, false)));
+            script.push((at, Action::Set(cluster, Setting::Paused(true))));
+            script.push((at + dice.millis(500, 8_000), Action::Set(cluster, Setting::Paused(false))));
         }
         self.write_faults(dice, &mut script);
+        if dice.chance(200) {
+            let cluster = usize::try_from(dice.below(self.modes.len() as u64)).unwrap_or(0);
+            let (at, limit) = (dice.millis(0, chaos), u32::try_from(dice.below(4)).unwrap_or(0));
+            script.push((at, Action::Set(cluster, Setting::Limit(Some(limit)))));
+            script.push((at + dice.millis(500, 8_000), Action::Set(cluster, Setting::Limit(None))));
+        }
         script.sort_by_key(|(at, _)| *at);
         script
     }
@@ -469,7 +486,11 @@ fn forced(flaw: Flaw) -> Option<SubmitMode> {
         Flaw::CreateStarts | Flaw::EveryRecordWins => Some(SubmitMode::TwoPhase),
         Flaw::NamesAreForgotten | Flaw::CancelsAtOnce => Some(SubmitMode::UniqueName),
         Flaw::ClaimsIgnoreOwners => Some(SubmitMode::AtMostOnce),
-        Flaw::None | Flaw::EventsReplaceEnds | Flaw::HintsAreLost | Flaw::EndsAreNotTold => None,
+        Flaw::None
+        | Flaw::EventsReplaceEnds
+        | Flaw::HintsAreLost
+        | Flaw::EndsAreNotTold
+        | Flaw::NothingIsHeld => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     cluster::{Manager, away, job_name},
     plan::{Fault, Link},
-    process::{Lateness, Process},
+    process::Process,
     store::Rows,
 };
 use async_trait::async_trait;
@@ -27,7 +27,7 @@ impl Port {
     ) -> EngineResult<T> {
         let manager = self.manager.clone();
         let call = async move { call(&manager) }.boxed();
-        self.process.carry(Link::Manager, Lateness::Any, call).await.unwrap_or_else(|| Err(away()))
+        self.process.carry(Link::Manager, call).await.unwrap_or_else(|| Err(away()))
     }
 }
 

@@ -31,18 +31,6 @@ enum Standing {
     Dead,
 }
 
-/// A call that lands once, whoever sees to it.
-type Overdue = Arc<Mutex<Option<BoxFuture<'static, ()>>>>;
-
-/// When a late call lands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lateness {
-    /// Whenever it does.
-    Any,
-    /// Before the next such call of its process is answered: made again, it tells what holds.
-    BeforeTheNext,
-}
-
 /// A subscription of a process, which goes with its connection.
 pub(crate) trait Line: Send + Sync {
     /// The connection is gone: what nobody settled comes again.
@@ -63,8 +51,6 @@ pub(crate) struct Process {
     moved: Notify,
     cut: [AtomicBool; 3],
     lines: Mutex<Vec<Weak<dyn Line>>>,
-    /// Late calls that land before the next of their kind at the latest.
-    overdue: Mutex<Vec<Overdue>>,
     healths: Mutex<Vec<watch::Sender<BrokerHealth>>>,
 }
 
@@ -92,7 +78,6 @@ impl Process {
             moved: Notify::new(),
             cut: Default::default(),
             lines: Mutex::default(),
-            overdue: Mutex::default(),
             healths: Mutex::default(),
         })
     }
@@ -210,14 +195,12 @@ impl Process {
     pub(crate) async fn carry<T: Send + 'static>(
         &self,
         link: Link,
-        lateness: Lateness,
         call: BoxFuture<'static, T>,
     ) -> Option<T> {
         self.awake().await;
         match self.world.fate(link, self.is_cut(link)) {
             Fate::Through { there, back } => {
                 self.travel(there).await;
-                self.land_overdue(lateness).await;
                 let answer = call.await;
                 rest(back).await;
                 self.awake().await;
@@ -230,32 +213,17 @@ impl Process {
             }
             Fate::LostBack { there, wait } => {
                 self.travel(there).await;
-                self.land_overdue(lateness).await;
                 call.await;
                 rest(wait).await;
                 self.awake().await;
                 None
             }
             Fate::Late { by, wait } => {
-                let late: Overdue = Arc::new(Mutex::new(Some(Box::pin(async move { drop(call.await) }))));
-                if lateness == Lateness::BeforeTheNext {
-                    lock(&self.overdue).push(late.clone());
-                }
-                self.world.later(by, Box::pin(async move { land(&late).await }));
+                self.world.later(by, Box::pin(async move { drop(call.await) }));
                 rest(wait).await;
                 self.awake().await;
                 None
             }
-        }
-    }
-
-    async fn land_overdue(&self, lateness: Lateness) {
-        let overdue = match lateness {
-            Lateness::Any => return,
-            Lateness::BeforeTheNext => std::mem::take(&mut *lock(&self.overdue)),
-        };
-        for late in overdue {
-            land(&late).await;
         }
     }
 
@@ -265,13 +233,6 @@ impl Process {
         if self.is_dead() && self.world.dice().chance(500) {
             std::future::pending::<()>().await;
         }
-    }
-}
-
-async fn land(late: &Overdue) {
-    let call = lock(late).take();
-    if let Some(call) = call {
-        call.await;
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     cluster::Manager,
     plan::{Flaw, Link, Outcome},
-    process::{Lateness, Process},
+    process::Process,
     watch::Watch,
     world::{World, lock},
 };
@@ -14,13 +14,13 @@ use futures::FutureExt as _;
 use jobgate_shared::{
     domain::{
         ClusterName, Command, Ending, HistoryEntry, Job, JobId, JobState, NewJob, Observation, Refusal,
-        StatusEvent, SubmissionTag, TokenId, WorkerId,
+        Report, StatusEvent, SubmissionTag, TokenId, WorkerId,
     },
     store::{
         Applied, Apply, Changes, Claimed, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter,
         Heartbeat, Hinted, Inserted, Leases, Oldest, Page, PageRequest, Patch, Pulse, Recorded, Removed,
-        Scope, Store, StoreError, StoreResult, Stranded, ToHandBack, ToRecord, Token, Vanished, Worker,
-        WorkerCluster, memory::MemoryStore,
+        Reported, Scope, Store, StoreError, StoreResult, Stranded, ToHandBack, ToRecord, Token, Vanished,
+        Worker, WorkerCluster, memory::MemoryStore,
     },
 };
 use std::{
@@ -70,10 +70,38 @@ impl Rows {
         Self::at_once(self.inner.history(&Scope::All, job)).unwrap_or_default()
     }
 
-    /// An operator has paused this cluster.
-    pub(crate) fn is_paused(&self, cluster: &ClusterName) -> bool {
+    /// What an operator set on this cluster.
+    pub(crate) fn setting(&self, cluster: &ClusterName) -> Option<ClusterSetting> {
         let settings = Self::at_once(self.inner.cluster_settings());
-        settings.iter().any(|setting| setting.cluster == *cluster && setting.paused)
+        settings.into_iter().find(|setting| setting.cluster == *cluster)
+    }
+
+    /// How many jobs of each limited cluster are in flight, with the limit.
+    fn limited(&self) -> BTreeMap<ClusterName, (u64, u64)> {
+        let mut limited = BTreeMap::new();
+        for setting in Self::at_once(self.inner.cluster_settings()) {
+            limited.extend(setting.max_in_flight.map(|limit| (setting.cluster, (0, u64::from(limit)))));
+        }
+        if !limited.is_empty() {
+            for depth in Self::at_once(self.inner.depths()) {
+                if depth.state.is_owned()
+                    && let Some((jobs, _)) = limited.get_mut(&depth.cluster)
+                {
+                    *jobs += depth.jobs;
+                }
+            }
+        }
+        limited
+    }
+
+    /// No claim takes more than there was room for.
+    fn check_limits(&self, before: &BTreeMap<ClusterName, (u64, u64)>) {
+        for (cluster, (jobs, limit)) in self.limited() {
+            let were = before.get(&cluster).map_or(0, |(jobs, _)| *jobs);
+            if jobs > were && jobs > limit {
+                self.world.wrong(|| format!("{jobs} jobs of {cluster} are in flight, {limit} may be"));
+            }
+        }
     }
 
     /// How many jobs are in which state, by the store's own count.
@@ -121,7 +149,9 @@ impl Rows {
         clusters: &[WorkerCluster],
         jobs: &[JobId],
     ) -> StoreResult<Vec<Claimed>> {
+        let before = self.limited();
         let mut claimed = self.inner.claim(worker, clusters, jobs).await?;
+        self.check_limits(&before);
         self.committed();
         for (job, answer) in jobs.iter().zip(&mut claimed) {
             if self.world.plan.flaw == Flaw::ClaimsIgnoreOwners
@@ -130,16 +160,34 @@ impl Rows {
             {
                 *answer = Claimed::Granted(Box::new(row));
             }
-            self.world.say(|| {
-                let answer = match answer {
-                    Claimed::Granted(job) => format!("granted, {} epoch {}", job.life.state, job.life.epoch),
-                    Claimed::Refused(refusal) => format!("refused, {refusal:?}"),
-                    Claimed::Absent => "absent".to_owned(),
-                };
-                format!("claim of {job} by {worker}: {answer}")
-            });
+            self.says(worker, *job, answer);
         }
         Ok(claimed)
+    }
+
+    async fn claim_alone(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        job: JobId,
+    ) -> StoreResult<Claimed> {
+        let before = self.limited();
+        let claimed = self.inner.claim_alone(worker, clusters, job).await?;
+        self.check_limits(&before);
+        self.committed();
+        self.says(worker, job, &claimed);
+        Ok(claimed)
+    }
+
+    fn says(&self, worker: WorkerId, job: JobId, answer: &Claimed) {
+        self.world.say(|| {
+            let answer = match answer {
+                Claimed::Granted(job) => format!("granted, {} epoch {}", job.life.state, job.life.epoch),
+                Claimed::Refused(refusal) => format!("refused, {refusal:?}"),
+                Claimed::Absent => "absent".to_owned(),
+            };
+            format!("claim of {job} by {worker}: {answer}")
+        });
     }
 
     async fn record(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {
@@ -195,6 +243,23 @@ impl Rows {
             self.world.came(Outcome::LeaseOver);
         }
         Ok(answer)
+    }
+
+    async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>> {
+        if self.world.plan.flaw == Flaw::NothingIsHeld {
+            return Ok(Vec::new());
+        }
+        self.inner.held(worker).await
+    }
+
+    async fn in_hands(
+        &self,
+        cluster: &ClusterName,
+        owners: &[WorkerId],
+        after: Option<JobId>,
+        limit: u32,
+    ) -> StoreResult<Vec<Job>> {
+        self.inner.in_hands(cluster, owners, after, limit).await
     }
 
     async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
@@ -281,28 +346,19 @@ pub(crate) struct StoreDoor {
     pub(crate) records: bool,
 }
 
-/// Every call is carried there and back; what is `checked` goes by [`Rows`], everything else straight to the model. What
-/// is `ordered`, too, and a late one lands before the next: the port promises that a claim made again tells what holds.
+/// Every call is carried there and back; what is `checked` goes by [`Rows`], everything else straight to the model.
 macro_rules! carried {
     ($port:ident:
-        ordered { $($first:ident($($c:ident: $c_kind:ty = $c_pass:expr),*) -> $first_told:ty;)* }
         checked { $($known:ident($($a:ident: $a_kind:ty = $a_pass:expr),*) -> $known_told:ty;)* }
         plain { $($call:ident($($b:ident: $b_kind:ty = $b_pass:expr),*) -> $told:ty;)* }
     ) => {
         #[async_trait]
         impl $port for StoreDoor {
-            $(async fn $first(&self, $($c: $c_kind),*) -> StoreResult<$first_told> {
-                let rows = self.rows.clone();
-                $(let $c = $c.to_owned();)*
-                let call = async move { rows.$first($($c_pass),*).await };
-                let carried = self.process.carry(Link::Store, Lateness::BeforeTheNext, call.boxed());
-                carried.await.unwrap_or_else(|| Err(away()))
-            })*
             $(async fn $known(&self, $($a: $a_kind),*) -> StoreResult<$known_told> {
                 let rows = self.rows.clone();
                 $(let $a = $a.to_owned();)*
                 let call = async move { rows.$known($($a_pass),*).await };
-                self.process.carry(Link::Store, Lateness::Any, call.boxed()).await.unwrap_or_else(|| Err(away()))
+                self.process.carry(Link::Store, call.boxed()).await.unwrap_or_else(|| Err(away()))
             })*
             $(async fn $call(&self, $($b: $b_kind),*) -> StoreResult<$told> {
                 let rows = self.rows.clone();
@@ -312,7 +368,7 @@ macro_rules! carried {
                     rows.committed();
                     answer
                 };
-                self.process.carry(Link::Store, Lateness::Any, call.boxed()).await.unwrap_or_else(|| Err(away()))
+                self.process.carry(Link::Store, call.boxed()).await.unwrap_or_else(|| Err(away()))
             })*
         }
     };
@@ -326,15 +382,21 @@ impl Apply for StoreDoor {
         }
         let (rows, events) = (self.rows.clone(), events.to_vec());
         let call = async move { rows.apply(&events).await };
-        self.process.carry(Link::Store, Lateness::Any, call.boxed()).await.unwrap_or_else(|| Err(away()))
+        self.process.carry(Link::Store, call.boxed()).await.unwrap_or_else(|| Err(away()))
     }
 }
 
 carried! { Leases:
-    ordered {
-        claim(worker: WorkerId = worker, clusters: &[WorkerCluster] = &clusters, jobs: &[JobId] = &jobs) -> Vec<Claimed>;
-    }
     checked {
+        claim(worker: WorkerId = worker, clusters: &[WorkerCluster] = &clusters, jobs: &[JobId] = &jobs) -> Vec<Claimed>;
+        claim_alone(worker: WorkerId = worker, clusters: &[WorkerCluster] = &clusters, job: JobId = job) -> Claimed;
+        held(worker: WorkerId = worker) -> Vec<JobId>;
+        in_hands(
+            cluster: &ClusterName = &cluster,
+            owners: &[WorkerId] = &owners,
+            after: Option<JobId> = after,
+            limit: u32 = limit
+        ) -> Vec<Job>;
         heartbeat(worker: WorkerId = worker, pulse: &Pulse = &pulse) -> Heartbeat;
         record(items: &[ToRecord] = &items) -> Vec<Recorded>;
         leftovers(found: &[(JobId, u32, String)] = &found) -> Vec<usize>;
@@ -343,11 +405,11 @@ carried! { Leases:
         register(worker: &Worker = &worker, ttl: Duration = ttl) -> ();
         hand_back(worker: WorkerId = worker, items: &[ToHandBack] = &items) -> ();
         deregister(worker: WorkerId = worker) -> ();
+        serving(cluster: &ClusterName = &cluster) -> u32;
     }
 }
 
 carried! { Store:
-    ordered {}
     checked {
         command(scope: &Scope = &scope, jobs: &[JobId] = &jobs, command: Command = command, by: &str = &by) -> Vec<Commanded>;
         stranded(dead: &[WorkerId] = &dead, limit: u32 = limit, hint_for: Duration = hint_for) -> Vec<Stranded>;
@@ -360,6 +422,7 @@ carried! { Store:
         list(scope: &Scope = &scope, filter: &Filter = &filter, page: PageRequest = page) -> Page;
         history(scope: &Scope = &scope, job: JobId = job) -> Option<Vec<HistoryEntry>>;
         patch(scope: &Scope = &scope, job: JobId = job, patch: &Patch = &patch) -> Option<Job>;
+        report(scope: &Scope = &scope, job: JobId = job, report: &Report = &report) -> Reported;
         remove(scope: &Scope = &scope, job: JobId = job) -> Removed;
         retirable(before: DateTime<Utc> = before, limit: u32 = limit) -> Vec<JobId>;
         retire(jobs: &[JobId] = &jobs, before: DateTime<Utc> = before) -> u64;
@@ -376,6 +439,7 @@ carried! { Store:
         expire_all_leases() -> ();
         cluster_settings() -> Vec<ClusterSetting>;
         set_paused(cluster: &ClusterName = &cluster, paused: bool = paused, by: &str = &by) -> ();
+        limit(cluster: &ClusterName = &cluster, max_in_flight: Option<u32> = max_in_flight, by: &str = &by) -> ();
         create_token(token: &Token = &token) -> ();
         tokens(scope: &Scope = &scope) -> Vec<Token>;
         token(id: TokenId = id) -> Option<Token>;

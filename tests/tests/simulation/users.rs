@@ -1,6 +1,11 @@
 //! The users of it all: they post jobs and ask things of them, again and again until there is an answer.
 
-use crate::{city::City, cluster::job_name, plan::Outcome, world::lock};
+use crate::{
+    city::City,
+    cluster::job_name,
+    plan::{Outcome, Setting},
+    world::lock,
+};
 use chrono::TimeDelta;
 use jobgate_api::accept::Accepted;
 use jobgate_shared::{
@@ -160,13 +165,16 @@ impl City {
         });
     }
 
-    /// Pauses or resumes a cluster.
-    pub(crate) fn pause(self: &Arc<Self>, cluster: usize, paused: bool) {
+    /// Sets something on a cluster.
+    pub(crate) fn set(self: &Arc<Self>, cluster: usize, setting: Setting) {
         let (city, cluster): (_, ClusterName) = (self.clone(), self.managers[cluster].cluster.clone());
         self.user(async move {
             loop {
                 if let Some(api) = city.some_api() {
-                    let set = api.store.set_paused(&cluster, paused, "token:simulation");
+                    let set = match setting {
+                        Setting::Paused(paused) => api.store.set_paused(&cluster, paused, "token:simulation"),
+                        Setting::Limit(limit) => api.store.limit(&cluster, limit, "token:simulation"),
+                    };
                     if let Ok(Ok(())) = timeout(PATIENCE, set).await {
                         drop(timeout(PATIENCE, api.broker.nudge(Nudge::Settings)).await);
                         return;

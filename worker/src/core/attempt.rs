@@ -240,8 +240,7 @@ impl Attempt {
         match cx.serving.capabilities.mode {
             // What may have been created can never run unrecorded, so anybody may begin anew.
             SubmitMode::TwoPhase | SubmitMode::Fenced => {
-                self.tries += 1;
-                self.hand_back(cx, format!("{} is away: {why}", cx.serving.cluster), backoff(self.tries));
+                self.hand_back(cx, format!("{} is away: {why}", cx.serving.cluster), backoff(1));
             }
             // What may have been created may run: only the same name keeps it single, so it stays in these hands.
             SubmitMode::UniqueName if self.cancel => {
@@ -632,7 +631,7 @@ impl Attempt {
 }
 
 /// What a create made may run although no row records it.
-fn runs_unrecorded(serving: &Serving) -> bool {
+pub(super) fn runs_unrecorded(serving: &Serving) -> bool {
     match serving.capabilities.mode {
         SubmitMode::UniqueName | SubmitMode::AtMostOnce => true,
         SubmitMode::TwoPhase | SubmitMode::Fenced => false,

@@ -1,9 +1,9 @@
-//! When a resource manager errs again and again its cluster is *parked*: nothing fresh is claimed for it, its jobs wait
+//! When a resource manager errs or is slow again and again its cluster is *parked*: nothing fresh is claimed for it, its jobs wait
 //! with that reason and burn no attempt, and one job at a time finds out whether it is back.
 
 use std::time::Duration;
 
-/// Errors in a row that park a cluster.
+/// Answers in a row, missing or slow, that park a cluster.
 const TRIPS_AT: u32 = 3;
 /// The first and the longest wait before a probe.
 const PROBE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -22,9 +22,9 @@ struct Parked {
 }
 
 impl Breaker {
-    /// A call was answered (`None`) or not.
-    pub(super) fn told(&mut self, now: Duration, away: Option<String>) {
-        let Some(why) = away else {
+    /// A call was answered in time (`None`), or something was wrong.
+    pub(super) fn told(&mut self, now: Duration, trouble: Option<String>) {
+        let Some(why) = trouble else {
             *self = Self::default();
             return;
         };

@@ -66,8 +66,8 @@ pub enum Input {
     Discarded(Hold, Result<(), Fault>),
     /// A poll saw it.
     Sighted(Hold, Sighting),
-    /// A poll of the whole cluster was answered, or not.
-    Polled(u16, Result<(), String>),
+    /// A call to the manager of a cluster was answered after so long, be it with a refusal; or not, and why.
+    Answered(u16, Result<Duration, String>),
     /// Somebody wants it cancelled.
     CancelRequested(JobId),
     /// The row agrees with the end that was told.
@@ -76,6 +76,8 @@ pub enum Input {
     Lost(JobId),
     /// Both its logs are shipped to the end.
     LogsShipped(Hold),
+    /// By their rows, this worker has these jobs.
+    Held(Vec<JobId>),
     /// Give everything back and stop.
     Drain,
     /// Time has passed.
@@ -103,6 +105,8 @@ pub enum Effect {
     ShipLogs(Hold, Submission),
     /// The engine may forget it.
     Forget(Hold, Submission),
+    /// Claim what this worker has without knowing.
+    ClaimAgain(JobId),
 }
 
 /// What a worker serves: one configured cluster.
@@ -116,6 +120,19 @@ pub struct Serving {
     pub max_creates: usize,
     /// How long the manager must keep not knowing a submission before it is `LOST`.
     pub lost_after: Duration,
+    /// An answer that takes longer shows a manager in trouble.
+    pub slow_after: Duration,
+}
+
+impl Serving {
+    /// What an answer shows to be wrong with the manager.
+    fn trouble(&self, answer: Result<Duration, String>) -> Option<String> {
+        match answer {
+            Ok(took) if took <= self.slow_after => None,
+            Ok(took) => Some(format!("slow: an answer took {took:.1?}")),
+            Err(why) => Some(why),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -139,8 +156,15 @@ pub struct Core {
     attempts: BTreeMap<JobId, Attempt>,
     /// When an attempt wants a tick.
     timers: BTreeSet<(Duration, JobId)>,
-    /// May be what kills workers: created while no other create is out.
+    /// May be what kills workers: they are created before everything else that waits, each while no other create is out.
+    suspects: VecDeque<JobId>,
+    /// The one of them whose submission is under way.
     quarantined: Option<JobId>,
+    /// Jobs this worker had by their rows when it last looked, and did not know.
+    unknown: BTreeSet<JobId>,
+    /// The latest claims that were worked off of jobs that may run unrecorded, since the last look and before it: a claim's
+    /// answer that was late would have them submitted again.
+    worked_off: [BTreeMap<JobId, u32>; 2],
     draining: bool,
 }
 
@@ -160,7 +184,10 @@ impl Core {
             clusters: clusters.collect(),
             attempts: BTreeMap::new(),
             timers: BTreeSet::new(),
+            suspects: VecDeque::new(),
             quarantined: None,
+            unknown: BTreeSet::new(),
+            worked_off: Default::default(),
             draining: false,
         }
     }
@@ -172,10 +199,6 @@ impl Core {
             Input::Created(hold, answer) => {
                 if let Some(cluster) = self.cluster_of(hold) {
                     cluster.creating.remove(&hold.tag.job);
-                    cluster.breaker.told(now.since_start, away(&answer));
-                }
-                if self.quarantined == Some(hold.tag.job) && answer.is_err() {
-                    self.quarantined = None;
                 }
                 self.with(now, hold, effects, |attempt, cx| attempt.created(cx, answer));
             }
@@ -183,13 +206,6 @@ impl Core {
                 self.with(now, hold, effects, |attempt, cx| attempt.recorded(cx, answer));
             }
             Input::Started(hold, answer) => {
-                if let Some(cluster) = self.cluster_of(hold) {
-                    cluster.breaker.told(now.since_start, away(&answer));
-                }
-                // It outlived its start, and so did we.
-                if self.quarantined == Some(hold.tag.job) {
-                    self.quarantined = None;
-                }
                 self.with(now, hold, effects, |attempt, cx| attempt.started(cx, answer));
             }
             Input::CancelTaken(hold, answer) => {
@@ -201,15 +217,16 @@ impl Core {
             Input::Sighted(hold, sighting) => {
                 self.with(now, hold, effects, |attempt, cx| attempt.sighted(cx, sighting));
             }
-            Input::Polled(name, answer) => {
-                if let Some(cluster) = self.clusters.get_mut(usize::from(name)) {
-                    cluster.breaker.told(now.since_start, answer.err());
+            Input::Answered(place, answer) => {
+                if let Some(cluster) = self.clusters.get_mut(usize::from(place)) {
+                    cluster.breaker.told(now.since_start, cluster.serving.trouble(answer));
                 }
             }
             Input::CancelRequested(job) => self.with_job(now, job, effects, Attempt::cancel_requested),
             Input::Lost(job) => self.remove(job),
             Input::Settled(job) => self.with_job(now, job, effects, Attempt::settled),
             Input::LogsShipped(hold) => self.with(now, hold, effects, Attempt::logs_shipped),
+            Input::Held(jobs) => self.held_by_rows(jobs, effects),
             Input::Drain => self.drain(now, effects),
             Input::Tick => self.tick(now, effects),
         }
@@ -282,6 +299,12 @@ impl Core {
         self.clusters.iter().map(|c| c.held as usize).sum()
     }
 
+    /// A suspect waits for its submission, or it is under way. One that was not answered and waits for another try is not
+    /// waited for: its manager may be away for long.
+    pub fn has_suspect(&self) -> bool {
+        self.quarantined.is_some() || !self.suspects.is_empty()
+    }
+
     /// A drain is under way.
     pub fn is_draining(&self) -> bool {
         self.draining
@@ -297,9 +320,12 @@ impl Core {
         let tag = SubmissionTag { job: job.id, attempt: job.life.attempt };
         let Ok(cluster) = u16::try_from(place) else { return };
         let hold = Hold { tag, epoch: job.life.epoch, cluster };
+        if self.worked_off.iter().any(|jobs| jobs.get(&job.id).is_some_and(|epoch| *epoch >= hold.epoch)) {
+            return;
+        }
         match self.attempts.get(&job.id).map(Attempt::hold) {
             // A doubled hint, or a replayed claim: it is in hand already.
-            Some(known) if known == hold => return,
+            Some(known) if known.epoch >= hold.epoch => return,
             // A newer claim of our own, so whatever the older one was doing is over.
             Some(_) => self.remove(job.id),
             None => {}
@@ -311,46 +337,59 @@ impl Core {
         self.with(now, hold, effects, Attempt::begin);
     }
 
-    /// Begins creates in the order of claims, bounded per cluster; a suspect's while nothing else is being submitted.
+    /// What is unknown twice in a row is no claim under way: its answer never came, and nobody else would notice.
+    fn held_by_rows(&mut self, held: Vec<JobId>, effects: &mut Vec<Effect>) {
+        self.worked_off.swap(0, 1);
+        self.worked_off[0].clear();
+        if self.draining {
+            return;
+        }
+        let unknown: BTreeSet<JobId> =
+            held.into_iter().filter(|job| !self.attempts.contains_key(job)).collect();
+        effects.extend(unknown.intersection(&self.unknown).map(|job| Effect::ClaimAgain(*job)));
+        self.unknown = unknown;
+    }
+
+    /// Begins creates in the order of claims, bounded per cluster; a suspect's before all others and while nothing else is
+    /// being submitted.
     fn begin_creates(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        loop {
-            let mut begun = None;
-            let creating: usize = self.clusters.iter().map(|c| c.creating.len()).sum();
-            if self.quarantined.is_some() {
-                return;
+        while self.quarantined.is_none() {
+            let Some(job) = self.next_to_create() else { return };
+            let Some(hold) = self.attempts.get(&job).map(Attempt::hold) else { return };
+            if let Some(cluster) = self.clusters.get_mut(usize::from(hold.cluster)) {
+                cluster.creating.insert(job);
             }
-            for cluster in &mut self.clusters {
-                let Some(job) = cluster.queue.front().copied() else { continue };
-                // Gone, or canceled while it waited for its turn: its discard is out.
-                let Some(attempt) = self.attempts.get(&job).filter(|a| a.is_queued()) else {
-                    cluster.queue.pop_front();
-                    begun = Some(None);
-                    break;
-                };
-                if attempt.is_suspect() {
-                    if creating == 0 {
-                        cluster.queue.pop_front();
-                        cluster.creating.insert(job);
-                        self.quarantined = Some(job);
-                        begun = Some(Some(attempt.hold()));
-                        break;
+            self.with(now, hold, effects, Attempt::create);
+        }
+    }
+
+    /// Takes from the lines whose turn it is.
+    fn next_to_create(&mut self) -> Option<JobId> {
+        // Some are gone, or were canceled while they waited: their discards are out.
+        let waits = |job: &JobId| self.attempts.get(job).is_some_and(Attempt::is_queued);
+        while let Some(suspect) = self.suspects.front().copied() {
+            if waits(&suspect) {
+                // What is out comes back first; nothing else begins before the suspect has had its turn.
+                if self.clusters.iter().any(|cluster| !cluster.creating.is_empty()) {
+                    return None;
+                }
+                self.quarantined = self.suspects.pop_front();
+                return self.quarantined;
+            }
+            self.suspects.pop_front();
+        }
+        for cluster in &mut self.clusters {
+            while let Some(job) = cluster.queue.front().copied() {
+                if waits(&job) {
+                    if cluster.creating.len() < cluster.serving.max_creates {
+                        return cluster.queue.pop_front();
                     }
-                    // What is out comes back first; nothing else begins before the suspect has had its turn.
-                    return;
-                }
-                if cluster.creating.len() < cluster.serving.max_creates {
-                    cluster.queue.pop_front();
-                    cluster.creating.insert(job);
-                    begun = Some(Some(attempt.hold()));
                     break;
                 }
-            }
-            match begun {
-                Some(Some(hold)) => self.with(now, hold, effects, Attempt::create),
-                Some(None) => {}
-                None => return,
+                cluster.queue.pop_front();
             }
         }
+        None
     }
 
     fn drain(&mut self, now: Moment, effects: &mut Vec<Effect>) {
@@ -415,7 +454,12 @@ impl Core {
             self.timers.insert((at, job));
         }
         if attempt.take_wants_create() {
-            cluster.queue.push_back(job);
+            let line = if attempt.is_suspect() { &mut self.suspects } else { &mut cluster.queue };
+            line.push_back(job);
+        }
+        // Submitted, it outlived its start, and so did we.
+        if self.quarantined == Some(job) && !attempt.is_submitting() {
+            self.quarantined = None;
         }
         if counted && !attempt.counts() {
             cluster.held = cluster.held.saturating_sub(1);
@@ -431,6 +475,9 @@ impl Core {
                 self.timers.remove(&(at, job));
             }
             if let Some(cluster) = self.clusters.get_mut(usize::from(attempt.hold().cluster)) {
+                if attempt::runs_unrecorded(&cluster.serving) {
+                    self.worked_off[0].insert(job, attempt.hold().epoch);
+                }
                 cluster.held = cluster.held.saturating_sub(attempt.counts().into());
                 cluster.creating.remove(&job);
             }
@@ -438,14 +485,6 @@ impl Core {
                 self.quarantined = None;
             }
         }
-    }
-}
-
-/// What the breaker is told of an answer: an outage, or that the manager answers (a refusal is an answer).
-fn away<T>(answer: &Result<T, Fault>) -> Option<String> {
-    match answer {
-        Err(Fault::Away(why)) => Some(why.clone()),
-        Ok(_) | Err(Fault::Refused(_)) => None,
     }
 }
 

@@ -11,6 +11,9 @@ struct Bench {
     now: Moment,
 }
 
+/// The slowest answer that is in time.
+const SLOW: Duration = Duration::from_secs(10);
+
 fn name() -> ClusterName {
     "c".parse().unwrap()
 }
@@ -24,8 +27,13 @@ impl Bench {
             logs: false,
             poll_interval: Duration::from_secs(1),
         };
-        let serving =
-            Serving { cluster: name(), capabilities, max_creates: 2, lost_after: Duration::from_mins(2) };
+        let serving = Serving {
+            cluster: name(),
+            capabilities,
+            max_creates: 2,
+            lost_after: Duration::from_mins(2),
+            slow_after: SLOW,
+        };
         let me = WorkerId::generate();
         let now = Moment { since_start: Duration::ZERO, wall: DateTime::UNIX_EPOCH };
         Self { core: Core::new(me, vec![serving]), me, now }
@@ -47,7 +55,7 @@ impl Bench {
             priority: 0,
             inputs: serde_json::Map::new(),
             outputs: serde_json::Map::new(),
-            progress: None,
+            report: None,
             max_attempts: 1,
             retry: RetryPolicy::default(),
             created_by: "test".into(),
@@ -70,6 +78,15 @@ impl Bench {
     fn after(&mut self, seconds: u64) -> Vec<Effect> {
         self.now.since_start += Duration::from_secs(seconds);
         self.step(Input::Tick)
+    }
+
+    /// Nothing rings until the last moment of so many seconds.
+    fn quiet_for(&mut self, seconds: u64) -> bool {
+        self.now.since_start +=
+            Duration::from_secs(seconds).checked_sub(Duration::from_millis(1)).unwrap_or_default();
+        let quiet = self.step(Input::Tick).is_empty();
+        self.now.since_start += Duration::from_millis(1);
+        quiet
     }
 
     /// Brings a fresh job to where its submission runs.
@@ -111,7 +128,8 @@ fn endings(effects: &[Effect]) -> Vec<Ending> {
         | Effect::Discard(..)
         | Effect::HandBack(_)
         | Effect::ShipLogs(..)
-        | Effect::Forget(..) => None,
+        | Effect::Forget(..)
+        | Effect::ClaimAgain(_) => None,
     };
     effects.iter().filter_map(ending).collect()
 }
@@ -197,8 +215,11 @@ fn nothing_starts_before_it_is_recorded_and_an_unanswered_record_is_made_again()
     let hold = hold(&job);
     b.grant(&job);
     b.step(Input::Created(hold, Ok(submission("s"))));
-    assert_eq!(b.step(Input::Recorded(hold, None)), []);
-    assert!(matches!(b.after(1)[..], [Effect::Record(..)]));
+    for wait in [1, 2, 4, 8, 16, 32, 60, 60] {
+        assert_eq!(b.step(Input::Recorded(hold, None)), []);
+        assert!(b.quiet_for(wait), "{wait}");
+        assert!(matches!(b.after(0)[..], [Effect::Record(..)]), "{wait}");
+    }
     assert_eq!(starts(&b.step(Input::Recorded(hold, Some(Recorded::Won)))), 1);
 }
 
@@ -242,8 +263,11 @@ fn a_cancel_before_the_record_discards_and_only_then_says_canceled() {
     assert_eq!(b.step(Input::CancelRequested(job.id)), []);
     let effects = b.step(Input::Created(hold, Ok(submission("s"))));
     assert!(matches!(&effects[..], [Effect::Discard(_, Some(_))]));
-    assert_eq!(b.step(Input::Discarded(hold, Err(Fault::Away("x".into())))), [], "not sure, not said");
-    assert!(matches!(&b.after(1)[..], [Effect::Discard(..)]));
+    for wait in [1, 2, 4] {
+        assert_eq!(b.step(Input::Discarded(hold, Err(Fault::Away("x".into())))), [], "not sure, not said");
+        assert!(b.quiet_for(wait), "{wait}");
+        assert!(matches!(&b.after(0)[..], [Effect::Discard(..)]), "{wait}");
+    }
     assert_eq!(endings(&b.step(Input::Discarded(hold, Ok(())))), [Ending::Canceled]);
 }
 
@@ -377,11 +401,11 @@ fn an_outage_of_the_manager_ends_nothing_and_parks_the_cluster() {
     let job = b.job();
     b.running(&job);
     for _ in 0..10 {
-        assert_eq!(b.step(Input::Polled(0, Err("connection refused".into()))), []);
+        assert_eq!(b.step(Input::Answered(0, Err("connection refused".into()))), []);
     }
     assert_eq!(b.core.parked(), [(name(), "connection refused".to_owned())]);
     assert_eq!(b.core.room(b.now.since_start, 0, 10), 0);
-    b.step(Input::Polled(0, Ok(())));
+    b.step(Input::Answered(0, Ok(SLOW)));
     assert_eq!(b.core.room(b.now.since_start, 0, 10), 9);
 }
 
@@ -436,6 +460,48 @@ fn a_drain_puts_nothing_back_in_line_that_may_run_unrecorded() {
     }
     let effects = b.step(Input::Drain);
     assert!(matches!(&effects[..], [Effect::HandBack(item)] if item.job == first.id), "{effects:?}");
+    let mut b = Bench::new(SubmitMode::UniqueName);
+    let unanswered = b.job();
+    b.grant(&unanswered);
+    b.step(Input::Created(hold(&unanswered), Err(Fault::Away("down".into()))));
+    assert_eq!(b.step(Input::Drain), [], "it may have been created");
+    assert_eq!(b.core.jobs(), 0);
+}
+
+#[test]
+fn a_drain_puts_back_in_line_whatever_cannot_run_unrecorded() {
+    for mode in [SubmitMode::TwoPhase, SubmitMode::Fenced] {
+        let mut b = Bench::new(mode);
+        let refused = b.job();
+        b.grant(&refused);
+        b.step(Input::Created(hold(&refused), Err(Fault::Refused("no such queue".into()))));
+        let (first, second, mut adopted) = (b.job(), b.job(), b.job());
+        adopted.life.fruitless_claims = 2;
+        for job in [&first, &second, &adopted] {
+            b.grant(job);
+        }
+        let handed_back =
+            |effect: &Effect| if let Effect::HandBack(item) = effect { Some(item.job) } else { None };
+        let effects = b.step(Input::Drain);
+        let jobs: BTreeSet<JobId> = effects.iter().filter_map(handed_back).collect();
+        assert_eq!(jobs.len(), effects.len(), "{mode:?}: {effects:?}");
+        assert_eq!(jobs, [refused.id, adopted.id].into(), "{mode:?}");
+        assert!(b.core.worked_off.iter().all(BTreeMap::is_empty), "a late answer only makes what is swept");
+    }
+}
+
+#[test]
+fn what_a_user_cancels_before_its_time_is_up_is_canceled_however_long_that_takes() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let mut job = b.job();
+    job.spec.time_limit_seconds = Some(5);
+    let hold = b.running(&job);
+    b.step(Input::CancelRequested(job.id));
+    for _ in 0..3 {
+        assert!(matches!(b.after(10)[..], [Effect::Cancel(..)]));
+    }
+    let ended = ended(Ending::Canceled);
+    assert_eq!(endings(&b.step(Input::Sighted(hold, Sighting::Seen(ended)))), [Ending::Canceled]);
 }
 
 #[test]
@@ -468,6 +534,53 @@ fn a_doubled_grant_changes_nothing_and_an_answer_to_an_older_claim_falls_on_the_
 }
 
 #[test]
+fn what_is_this_workers_and_unknown_twice_in_a_row_is_claimed_again() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let (known, unheard, under_way) = (b.job(), b.job(), b.job());
+    b.grant(&known);
+    assert_eq!(b.step(Input::Held(vec![known.id, unheard.id])), []);
+    assert_eq!(b.step(Input::Held(vec![known.id, under_way.id])), [], "gone in between");
+    assert_eq!(
+        b.step(Input::Held(vec![known.id, under_way.id, unheard.id])),
+        [Effect::ClaimAgain(under_way.id)]
+    );
+    b.grant(&under_way);
+    assert_eq!(b.step(Input::Held(vec![under_way.id, unheard.id])), [Effect::ClaimAgain(unheard.id)]);
+    assert_eq!(b.step(Input::Held(vec![under_way.id, unheard.id])), [Effect::ClaimAgain(unheard.id)]);
+    b.step(Input::Drain);
+    assert_eq!(
+        b.step(Input::Held(vec![under_way.id, unheard.id])),
+        [],
+        "they are adopted when the lease ends"
+    );
+}
+
+#[test]
+fn a_late_answer_to_a_claim_begins_nothing_again_where_that_could_run_twice() {
+    for mode in [SubmitMode::UniqueName, SubmitMode::AtMostOnce] {
+        let mut b = Bench::new(mode);
+        let mut job = b.job();
+        job.life.epoch = 2;
+        let hold = b.running(&job);
+        let mut older = job.clone();
+        older.life.epoch = 1;
+        assert_eq!(b.grant(&older), [], "in hand under a later claim");
+        b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Finished))));
+        b.step(Input::Settled(job.id));
+        assert_eq!(b.core.jobs(), 0);
+        for looks in 0..2 {
+            assert_eq!(b.grant(&job), [], "{mode:?} after {looks} looks");
+            assert_eq!(b.grant(&older), [], "{mode:?} after {looks} looks");
+            b.step(Input::Held(vec![]));
+        }
+        job.life.epoch = 3;
+        assert_eq!(b.grant(&job).len(), 1, "another claim is another matter");
+        b.step(Input::Held(vec![]));
+        assert!(b.core.worked_off.iter().all(BTreeMap::is_empty), "no answer is that late");
+    }
+}
+
+#[test]
 fn an_attempt_that_went_to_somebody_else_is_dropped_and_never_forgotten_at_the_engine() {
     let mut b = Bench::new(SubmitMode::TwoPhase);
     let job = b.job();
@@ -485,15 +598,43 @@ fn creates_are_bounded_and_a_suspect_is_submitted_while_nothing_else_is() {
     let created = |effects: &[Effect]| effects.iter().filter(|e| matches!(e, Effect::Create(..))).count();
     assert_eq!(created(&b.grant(&one)), 1);
     assert_eq!(created(&b.grant(&two)), 1);
+    assert!(!b.core.has_suspect());
     assert_eq!(created(&b.grant(&suspect)), 0);
+    assert!(b.core.has_suspect());
     assert_eq!(created(&b.grant(&three)), 0, "nothing passes a waiting suspect");
     assert_eq!(created(&b.step(Input::Created(hold(&one), Ok(submission("1"))))), 0);
     let effects = b.step(Input::Created(hold(&two), Ok(submission("2"))));
     assert!(matches!(effects.last(), Some(Effect::Create(h, _)) if h.tag.job == suspect.id));
     b.step(Input::Created(hold(&suspect), Ok(submission("3"))));
     b.step(Input::Recorded(hold(&suspect), Some(Recorded::Won)));
+    assert!(b.core.has_suspect());
     let effects = b.step(Input::Started(hold(&suspect), Ok(())));
     assert!(matches!(&effects[..], [Effect::Create(h, _)] if h.tag.job == three.id));
+    assert!(!b.core.has_suspect());
+}
+
+#[test]
+fn a_suspect_passes_all_that_waits_and_one_that_is_wanted_gone_is_not_waited_for() {
+    let created = |effects: &[Effect]| effects.iter().filter(|e| matches!(e, Effect::Create(..))).count();
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let jobs: Vec<Job> = (0..4).map(|_| b.job()).collect();
+    assert_eq!(jobs.iter().map(|job| created(&b.grant(job))).sum::<usize>(), 2, "the others wait");
+    let (mut suspect, mut unwanted) = (b.job(), b.job());
+    for job in [&mut suspect, &mut unwanted] {
+        job.life.fruitless_claims = SUSPECT_AFTER + 1;
+    }
+    b.grant(&unwanted);
+    b.grant(&suspect);
+    b.step(Input::CancelRequested(unwanted.id));
+    b.step(Input::Created(hold(&jobs[0]), Ok(submission("1"))));
+    let effects = b.step(Input::Created(hold(&jobs[1]), Ok(submission("2"))));
+    assert!(matches!(effects.last(), Some(Effect::Create(h, _)) if h.tag.job == suspect.id), "{effects:?}");
+    // Canceled after its record, it is submitted and never starts: nobody waits for that.
+    b.step(Input::Created(hold(&suspect), Ok(submission("3"))));
+    b.step(Input::CancelRequested(suspect.id));
+    let effects = b.step(Input::Recorded(hold(&suspect), Some(Recorded::Won)));
+    assert_eq!(created(&effects), 2, "{effects:?}");
+    assert!(!b.core.has_suspect());
 }
 
 #[test]
@@ -507,4 +648,204 @@ fn room_is_never_promised_twice() {
     b.core.release(0, 3);
     assert_eq!(b.core.held(0), 3);
     assert_eq!(b.core.room(Duration::ZERO, 0, 5), 2);
+}
+
+#[test]
+fn a_poll_looks_at_what_is_in_the_managers_hands_and_at_nothing_else() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let (job, other) = (b.job(), b.job());
+    let under_way = hold(&other);
+    assert!(!b.core.is_submitting(0));
+    let hold = b.running(&job);
+    assert!(!b.core.is_submitting(0));
+    b.grant(&other);
+    assert_eq!(b.core.watched(0), [(hold, submission("s"))]);
+    assert_eq!(b.core.watched(1), []);
+    for answer in
+        [Input::Created(under_way, Ok(submission("t"))), Input::Recorded(under_way, Some(Recorded::Won))]
+    {
+        assert!(b.core.is_submitting(0) && !b.core.is_submitting(1));
+        assert_eq!(b.core.watched(0).len(), 1);
+        b.step(answer);
+    }
+    assert!(b.core.is_submitting(0), "its start is out");
+    b.step(Input::Started(under_way, Ok(())));
+    assert!(!b.core.is_submitting(0));
+    assert_eq!(b.core.watched(0).len(), 2);
+    assert_eq!((b.core.jobs(), b.core.unended(), b.core.unsettled()), (2, 2, vec![]));
+    assert!(!b.core.is_draining());
+    b.step(Input::Drain);
+    assert!(b.core.is_draining());
+}
+
+#[test]
+fn an_attempt_has_one_timer_and_the_next_of_all_is_known() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    assert_eq!(b.core.next_timer(), None);
+    let (job, other) = (b.job(), b.job());
+    let hold = b.running(&job);
+    assert_eq!(b.core.next_timer(), Some(Duration::from_secs(10)));
+    b.now.since_start += Duration::from_secs(3);
+    b.step(Input::CancelRequested(job.id));
+    assert_eq!(b.core.next_timer(), Some(Duration::from_secs(13)));
+    b.running(&other);
+    b.step(Input::CancelTaken(hold, Err(Fault::Away("down".into()))));
+    assert_eq!(b.core.next_timer(), Some(Duration::from_secs(4)));
+    assert_eq!(b.core.timers.len(), 2);
+    b.step(Input::Lost(job.id));
+    assert_eq!(b.core.next_timer(), Some(Duration::from_secs(13)));
+    assert_eq!(b.core.timers.len(), 1);
+}
+
+#[test]
+fn what_runs_is_told_again_ever_more_rarely_and_every_telling_has_its_number() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = b.running(&job);
+    let numbers = |effects: &[Effect]| -> Vec<u32> {
+        effects
+            .iter()
+            .filter_map(|e| if let Effect::Publish(event) = e { Some(event.seq) } else { None })
+            .collect()
+    };
+    for (number, wait) in (2..).zip([10, 60, 600, 600, 600]) {
+        assert!(b.quiet_for(wait), "{wait}");
+        assert_eq!(numbers(&b.after(0)), [number], "{wait}");
+    }
+    assert_eq!(numbers(&b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Failed))))), [7]);
+    for wait in [5, 10, 20, 40, 60, 60] {
+        assert!(b.quiet_for(wait), "{wait}");
+        assert_eq!(numbers(&b.after(0)), [7], "the same end, {wait}");
+    }
+}
+
+#[test]
+fn an_end_of_the_workers_own_has_the_next_number() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = b.running(&job);
+    let gone = || Sighting::Gone { evidence: "its host is".into() };
+    assert_eq!(b.step(Input::Sighted(hold, gone())), [], "seen once is not enough");
+    let effects = b.step(Input::Sighted(hold, gone()));
+    assert!(matches!(&effects[..], [Effect::Publish(e)] if e.seq == 2), "{effects:?}");
+}
+
+#[test]
+fn a_cancel_that_is_not_taken_is_asked_for_again_soon_and_ever_more_rarely() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = b.running(&job);
+    b.step(Input::CancelRequested(job.id));
+    for wait in [1, 2, 4] {
+        assert_eq!(b.step(Input::CancelTaken(hold, Err(Fault::Away("down".into())))), []);
+        assert!(b.quiet_for(wait), "{wait}");
+        assert!(matches!(b.after(0)[..], [Effect::Cancel(..)]), "{wait}");
+    }
+    assert_eq!(b.step(Input::CancelTaken(hold, Ok(()))), []);
+    assert!(b.quiet_for(10));
+    assert!(matches!(b.after(0)[..], [Effect::Cancel(..)]), "taken, and not seen carried out");
+    b.step(Input::CancelTaken(hold, Err(Fault::Refused("busy".into()))));
+    assert!(b.quiet_for(1), "an answer in between counts");
+    assert!(matches!(b.after(0)[..], [Effect::Cancel(..)]));
+}
+
+#[test]
+fn an_unanswered_create_of_a_unique_name_is_made_again_ever_more_rarely_and_discarded_if_canceled() {
+    let mut b = Bench::new(SubmitMode::UniqueName);
+    let job = b.job();
+    let hold = hold(&job);
+    b.grant(&job);
+    let away = || Err(Fault::Away("down".into()));
+    for wait in [1, 2, 4] {
+        assert_eq!(b.step(Input::Created(hold, away())), []);
+        assert!(b.quiet_for(wait), "{wait}");
+        assert!(matches!(b.after(0)[..], [Effect::Create(..)]), "{wait}");
+    }
+    assert_eq!(b.step(Input::CancelRequested(job.id)), [], "the create is out");
+    assert!(matches!(b.step(Input::Created(hold, away()))[..], [Effect::Discard(_, None)]));
+}
+
+#[test]
+fn a_granted_job_that_is_to_be_canceled_is_discarded_and_not_created() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let mut job = b.job();
+    job.life.cancel_requested = true;
+    assert!(matches!(b.grant(&job)[..], [Effect::Discard(_, None)]));
+    assert_eq!(endings(&b.step(Input::Discarded(hold(&job), Ok(())))), [Ending::Canceled]);
+}
+
+#[test]
+fn a_record_lost_to_a_cancel_of_this_claim_is_ended_by_it_and_one_lost_to_anything_else_is_not() {
+    let lost = |change: fn(&mut Job)| {
+        let mut b = Bench::new(SubmitMode::TwoPhase);
+        let mut job = b.job();
+        b.grant(&job);
+        b.step(Input::Created(hold(&job), Ok(submission("s"))));
+        let granted = hold(&job);
+        job.life.cancel_requested = true;
+        change(&mut job);
+        let effects = b.step(Input::Recorded(granted, Some(Recorded::Lost { current: Some(Box::new(job)) })));
+        let discards = effects.iter().filter(|e| matches!(e, Effect::Discard(_, Some(_)))).count();
+        (discards, b.core.jobs(), endings(&b.step(Input::Discarded(granted, Ok(())))))
+    };
+    assert_eq!(lost(|_| ()), (1, 1, vec![Ending::Canceled]));
+    let elsewhere: [fn(&mut Job); 5] = [
+        |job| job.life.owner = Some(WorkerId::generate()),
+        |job| job.life.epoch = 2,
+        |job| job.life.cancel_requested = false,
+        |job| job.life.state = JobState::Pending,
+        |job| job.life.attempt = 0,
+    ];
+    for change in elsewhere {
+        let (_, jobs, endings) = lost(change);
+        assert_eq!((jobs, endings), (0, vec![]), "it is not this claim's to end");
+    }
+    assert_eq!(lost(|job| job.life.attempt = 2), (1, 0, vec![]), "its attempt is over");
+}
+
+#[test]
+fn a_cluster_is_parked_by_answers_missing_or_slow_in_a_row_with_the_reason_and_opened_by_one_in_time() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let slow = || Ok(SLOW + Duration::from_millis(200));
+    for answers in [[slow(), slow(), Err("no route".to_owned())], [Err("no route".into()), slow(), slow()]] {
+        let last = answers[2].clone();
+        for answer in answers {
+            assert_eq!(b.core.parked(), []);
+            b.step(Input::Answered(0, answer));
+        }
+        let why = last.err().unwrap_or_else(|| "slow: an answer took 10.2s".to_owned());
+        assert_eq!(b.core.parked(), [(name(), why)]);
+        b.step(Input::Answered(0, Ok(SLOW)));
+        assert_eq!(b.core.parked(), []);
+    }
+    b.step(Input::Answered(0, slow()));
+    b.step(Input::Answered(0, slow()));
+    b.step(Input::Answered(0, Ok(Duration::ZERO)));
+    b.step(Input::Answered(0, slow()));
+    assert_eq!(b.core.parked(), [], "not in a row");
+}
+
+#[test]
+fn only_what_was_claimed_in_vain_too_often_is_a_suspect_and_its_turn_ends_with_it() {
+    let created = |effects: &[Effect]| effects.iter().filter(|e| matches!(e, Effect::Create(..))).count();
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let (one, mut twice) = (b.job(), b.job());
+    twice.life.fruitless_claims = SUSPECT_AFTER;
+    assert_eq!(created(&b.grant(&one)), 1);
+    assert_eq!(created(&b.grant(&twice)), 1, "not yet");
+    for ends in ["its create is unanswered", "it is somebody else's"] {
+        let mut b = Bench::new(SubmitMode::UniqueName);
+        let (mut suspect, next) = (b.job(), b.job());
+        suspect.life.fruitless_claims = SUSPECT_AFTER + 1;
+        assert_eq!(created(&b.grant(&suspect)), 1);
+        assert_eq!(created(&b.grant(&next)), 0, "alone while its create is out");
+        b.step(Input::Lost(JobId::generate()));
+        let effects = if ends == "its create is unanswered" {
+            b.step(Input::Created(hold(&suspect), Err(Fault::Away("down".into()))))
+        } else {
+            b.step(Input::Lost(suspect.id))
+        };
+        assert_eq!(created(&effects), 1, "{ends}");
+        assert!(!b.core.has_suspect(), "{ends}");
+    }
 }

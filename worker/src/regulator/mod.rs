@@ -6,6 +6,8 @@
 mod adaptive;
 mod rate;
 
+pub(crate) use rate::shared_rate;
+
 use serde::{Deserialize, Serialize};
 use std::{fmt::Debug, num::NonZeroU32, time::Duration};
 
@@ -34,6 +36,9 @@ pub trait Regulator: Debug + Send {
 
     /// So many were claimed.
     fn claimed(&mut self, _now: Duration, _jobs: u32) {}
+
+    /// So many workers share what is limited for all of them together.
+    fn shared(&mut self, _now: Duration, _workers: u32) {}
 
     /// A create or start was answered, or not.
     fn answered(&mut self, _now: Duration, _answer: Answer) {}

@@ -1,9 +1,9 @@
 //! The one loop that owns the core: messages in, effects out, ticks, polls and heartbeats in between.
 
-use super::{Worker, lease::Lease, perform::Performer, rounds::Rounds};
+use super::{Worker, answered_within, claim::Turn, lease::Lease, perform::Performer, rounds::Rounds};
 use crate::{
     core::{Core, Effect, Fault, Hold, Input, Moment},
-    engine::{EngineError, Sighting},
+    engine::{EngineError, EngineResult, Sighting},
     regulator::{Answer, Load, Regulator},
 };
 use jobgate_shared::{
@@ -31,6 +31,8 @@ pub(super) enum Message {
     Reserve { cluster: u16, wanted: u32, reply: oneshot::Sender<u32> },
     /// A claim was answered, for which room had been promised.
     Claimed { cluster: u16, reserved: u32, jobs: Vec<Job> },
+    /// A suspect was claimed, or not after all; in whose room, if room had been promised.
+    ClaimedAlone { cluster: Option<u16>, job: Option<Box<Job>>, turn: Turn },
     /// Jobs came by the worker's own queue, for which no room is asked.
     Adopted(Vec<Job>),
     /// Effects were answered, with how each call to the manager went.
@@ -47,6 +49,8 @@ pub(super) enum Message {
     Nudged,
     /// How busy this machine is.
     Load(Load),
+    /// So many workers share the limits of a cluster.
+    Share { cluster: u16, workers: u32 },
 }
 
 /// How a session ended.
@@ -70,6 +74,8 @@ pub(super) struct Drive {
     taking: CancellationToken,
     began: Instant,
     load: Load,
+    /// That of the suspect in hand.
+    turn: Option<Turn>,
     /// When each cluster is polled.
     polls: Vec<Rounds>,
     next_heartbeat: Instant,
@@ -105,6 +111,7 @@ impl Drive {
             taking,
             began,
             load: Load::default(),
+            turn: None,
             heartbeat_out: false,
             lease_over: false,
         }
@@ -200,6 +207,13 @@ impl Drive {
                 self.step(jobs.into_iter().map(|job| Input::Granted(Box::new(job))).collect());
                 self.core.release(cluster, reserved);
             }
+            Message::ClaimedAlone { cluster, job, turn } => {
+                self.turn = Some(turn);
+                self.step(job.into_iter().map(Input::Granted).collect());
+                if let Some(cluster) = cluster {
+                    self.core.release(cluster, 1);
+                }
+            }
             Message::Adopted(jobs) => {
                 metrics::counter!("jobgate_jobs_adopted_total").increment(jobs.len() as u64);
                 self.step(jobs.into_iter().map(|job| Input::Granted(Box::new(job))).collect());
@@ -231,6 +245,12 @@ impl Drive {
             Message::Heartbeat { sent, answer } => self.heartbeat(sent, answer),
             Message::Nudged => self.next_heartbeat = self.now(),
             Message::Load(load) => self.load = load,
+            Message::Share { cluster, workers } => {
+                let now = self.since_start();
+                if let Some(regulator) = self.regulators.get_mut(usize::from(cluster)) {
+                    regulator.shared(now, workers);
+                }
+            }
         }
     }
 
@@ -263,6 +283,9 @@ impl Drive {
             self.core.step(now, input, &mut effects);
         }
         self.performer.perform(effects);
+        if !self.core.has_suspect() {
+            self.turn = None;
+        }
         let holds: u32 =
             (0..self.regulators.len()).filter_map(|c| u16::try_from(c).ok()).map(|c| self.core.held(c)).sum();
         if holds < held {
@@ -280,19 +303,21 @@ impl Drive {
             return;
         }
         self.polls[place].begin(now);
-        let engine = self.worker.clusters[place].engine.clone();
-        let name = self.worker.clusters[place].name.to_string();
+        let served = &self.worker.clusters[place];
+        let (served, name) = (served.clone(), served.name.to_string());
         self.performer.run(async move {
             let asked: Vec<(SubmissionTag, Submission)> =
                 watched.iter().map(|(hold, submission)| (hold.tag, submission.clone())).collect();
+            served.pace.turn().await;
             let began = Instant::now();
-            let answer = engine.poll(&asked).await;
+            let answer = served.engine.poll(&asked).await;
             failpoint::pass("watch.seen");
-            metrics::histogram!("jobgate_poll_seconds", "cluster" => name.clone()).record(began.elapsed().as_secs_f64());
+            let took = began.elapsed();
+            metrics::histogram!("jobgate_poll_seconds", "cluster" => name.clone()).record(took.as_secs_f64());
             let outcome = if answer.is_ok() { "answered" } else { "away" };
             metrics::counter!("jobgate_rm_calls_total", "cluster" => name, "call" => "poll", "outcome" => outcome)
                 .increment(1);
-            Message::Polled { cluster, inputs: sightings(cluster, &watched, answer) }
+            Message::Polled { cluster, inputs: sightings(cluster, &watched, took, answer) }
         });
     }
 
@@ -315,9 +340,7 @@ impl Drive {
         let (leases, id, patience) = (self.worker.leases.clone(), self.id, self.worker.timing.lease / 2);
         self.performer.run(async move {
             let sent = Instant::now();
-            let answer = tokio::time::timeout(patience, leases.heartbeat(id, &pulse)).await;
-            let answer = answer
-                .unwrap_or_else(|_| Err(StoreError::Away(anyhow::anyhow!("no answer in {patience:?}"))));
+            let answer = answered_within(patience, leases.heartbeat(id, &pulse)).await;
             Message::Heartbeat { sent, answer }
         });
     }
@@ -351,18 +374,27 @@ impl Drive {
 fn sightings(
     cluster: u16,
     watched: &[(Hold, Submission)],
-    answer: Result<Vec<Sighting>, EngineError>,
+    took: Duration,
+    answer: EngineResult<Vec<Sighting>>,
 ) -> Vec<Input> {
     match answer {
         Ok(seen) => {
             let seen = watched.iter().zip(seen).map(|((hold, _), sighting)| Input::Sighted(*hold, sighting));
-            std::iter::once(Input::Polled(cluster, Ok(()))).chain(seen).collect()
+            std::iter::once(Input::Answered(cluster, Ok(took))).chain(seen).collect()
         }
         Err(error) => {
             // An outage of the manager never ends a job; it only parks the cluster.
             let (Fault::Away(why) | Fault::Refused(why)) = Fault::from(error);
-            vec![Input::Polled(cluster, Err(why))]
+            vec![Input::Answered(cluster, Err(why))]
         }
+    }
+}
+
+/// Whether the manager answered, be it with a refusal; why not otherwise.
+pub(super) fn answered<T>(answer: &EngineResult<T>) -> Result<(), String> {
+    match answer {
+        Err(EngineError::Away(source)) => Err(format!("{source:#}")),
+        Ok(_) | Err(EngineError::Refused(_)) => Ok(()),
     }
 }
 

@@ -1,14 +1,12 @@
 //! From hints to claims. A cluster's queue is listened to only while there is room; the worker's own queue always, since
 //! adoption is never refused for lack of room. A hint is acknowledged once the claim has committed.
 
-use super::{Worker, drive::Message, lease::Lease};
+use super::{Worker, claim::Claimer, drive::Message, lease::Lease};
 use futures::FutureExt as _;
 use jobgate_shared::{
     broker::{Delivery, Route, Subscription},
-    domain::{Job, JobId, JobState, Refusal, WorkerId},
+    domain::{JobId, WorkerId},
     failpoint,
-    retry::Delays,
-    store::{Claimed, WorkerCluster},
     supervise::Tasks,
     wire::{Hint, Nudge},
 };
@@ -30,6 +28,7 @@ const LOOK_FOR_ROOM: Duration = Duration::from_millis(200);
 pub(super) struct Intakes {
     pub(super) worker: Arc<Worker>,
     pub(super) id: WorkerId,
+    pub(super) claimer: Claimer,
     pub(super) inbox: mpsc::Sender<Message>,
     /// Rung when room may have opened.
     pub(super) room: Arc<Notify>,
@@ -42,10 +41,10 @@ impl Intakes {
     /// Begins taking: hints of every cluster while there is room, the worker's own at all times, and nudges.
     pub(super) fn spawn(&self, tasks: &Tasks) {
         for place in 0..self.worker.clusters.len() {
+            let cluster = u16::try_from(place).unwrap_or(u16::MAX);
             let mut intake = Intake {
-                claimer: self.claimer(),
                 route: Route::Cluster(self.worker.clusters[place].name.clone()),
-                cluster: u16::try_from(place).unwrap_or(u16::MAX),
+                cluster,
                 to: self.clone(),
                 subscription: None,
                 pocket: Pocket::default(),
@@ -58,20 +57,14 @@ impl Intakes {
         tasks.spawn("nudges", self.clone().listen());
     }
 
-    fn claimer(&self) -> Claimer {
-        let (worker, lease) = (self.worker.clone(), self.lease.clone());
-        Claimer { served: worker.served(), worker, id: self.id, lease }
-    }
-
     /// Takes the worker's own hints: jobs only it can reach, or that nobody has any more.
     async fn take_own(self) {
         let mut subscription = self.worker.broker.hints(&[Route::Worker(self.id)], PREFETCH);
-        let claimer = self.claimer();
         // Only the wait can be cut short: a claim under way must be answered, or its jobs would be nobody's for a lease.
         while let Some(Some(delivery)) = self.taking.run_until_cancelled(subscription.next()).await {
             let (hint, settle) = delivery.split();
             failpoint::pass("adopt.hinted");
-            let Some(jobs) = claimer.claim(&hint.jobs).await else { return };
+            let Some(jobs) = self.claimer.claim(&hint.jobs, None).await else { return };
             failpoint::pass("adopt.committed");
             settle.ack().await;
             failpoint::pass("adopt.acknowledged");
@@ -140,7 +133,6 @@ impl Pocket {
 }
 
 struct Intake {
-    claimer: Claimer,
     route: Route,
     cluster: u16,
     to: Intakes,
@@ -169,7 +161,7 @@ impl Intake {
             }
             let ids = self.pocket.take(reserved as usize);
             failpoint::pass("claim.hinted");
-            let jobs = self.claimer.claim(&ids).await.ok_or(Closed)?;
+            let jobs = self.to.claimer.claim(&ids, Some(self.cluster)).await.ok_or(Closed)?;
             failpoint::pass("claim.committed");
             self.pocket.used(ids.len()).await;
             failpoint::pass("claim.acknowledged");
@@ -180,9 +172,12 @@ impl Intake {
 
     /// Waits for a hint and takes those that are there already with it.
     async fn fill(&mut self) -> Result<(), Closed> {
-        let (broker, route) = (&self.claimer.worker.broker, &self.route);
-        let subscription =
-            self.subscription.get_or_insert_with(|| broker.hints(std::slice::from_ref(route), PREFETCH));
+        let (worker, route) = (&self.to.worker, &self.route);
+        // Whoever may take on a few jobs a second leaves the other hints to those who share the rate.
+        let is_rated = worker.clusters[usize::from(self.cluster)].max_submits_per_second.is_some();
+        let prefetch = if is_rated { 1 } else { PREFETCH };
+        let subscribe = || worker.broker.hints(std::slice::from_ref(route), prefetch);
+        let subscription = self.subscription.get_or_insert_with(subscribe);
         let first = self.to.taking.run_until_cancelled(subscription.next()).await.flatten().ok_or(Closed)?;
         self.pocket.put(first);
         while self.pocket.ids.len() < MAX_CLAIM {
@@ -216,80 +211,6 @@ impl Intake {
                 () = self.to.taking.cancelled() => return Err(Closed),
                 () = opened => {}
                 () = tokio::time::sleep(LOOK_FOR_ROOM) => {}
-            }
-        }
-    }
-}
-
-/// How long a job waited for its first claim. Later ones of the attempt are adoptions: nobody waited for those in a queue.
-fn count_wait(job: &Job) {
-    let life = &job.life;
-    if life.state == JobState::Claimed
-        && life.fruitless_claims == 1
-        && let Some(claimed_at) = life.claimed_at
-    {
-        let waited = (claimed_at - life.due_at).to_std().unwrap_or_default();
-        metrics::histogram!("jobgate_claim_wait_seconds", "cluster" => job.cluster.to_string())
-            .record(waited.as_secs_f64());
-    }
-}
-
-/// Makes claims for one identity.
-struct Claimer {
-    worker: Arc<Worker>,
-    id: WorkerId,
-    lease: Arc<Lease>,
-    served: Vec<WorkerCluster>,
-}
-
-impl Claimer {
-    /// Claims what can be claimed; `None` when the lease is over. Tries again while the store is away: a claim can be
-    /// made twice, and then tells what it got the first time.
-    async fn claim(&self, ids: &[JobId]) -> Option<Vec<Job>> {
-        let mut granted = Vec::with_capacity(ids.len());
-        let mut alone = Vec::new();
-        for (id, claimed) in ids.iter().zip(self.claim_once(ids).await?) {
-            match claimed {
-                Claimed::Granted(job) => {
-                    count_wait(&job);
-                    granted.push(*job);
-                }
-                Claimed::Refused(Refusal::Suspect) => alone.push(*id),
-                Claimed::Refused(_) | Claimed::Absent => {
-                    metrics::counter!("jobgate_hints_stale_total").increment(1);
-                }
-            }
-        }
-        for id in alone {
-            for claimed in self.claim_once(&[id]).await? {
-                if let Claimed::Granted(job) = claimed {
-                    granted.push(*job);
-                }
-            }
-        }
-        Some(granted)
-    }
-
-    async fn claim_once(&self, ids: &[JobId]) -> Option<Vec<Claimed>> {
-        let mut delays = Delays::network();
-        loop {
-            if !self.lease.holds() {
-                return None;
-            }
-            let began = self.worker.clock.monotonic();
-            match self.worker.leases.claim(self.id, &self.served, ids).await {
-                Ok(claimed) => {
-                    metrics::histogram!("jobgate_claim_seconds").record(began.elapsed().as_secs_f64());
-                    return Some(claimed);
-                }
-                Err(error) if error.is_transient() => {
-                    tracing::warn!(worker = %self.id, error = format!("{:#}", anyhow::Error::new(error)), "cannot claim; trying again");
-                    tokio::time::sleep(delays.next_delay()).await;
-                }
-                Err(error) => {
-                    tracing::error!(worker = %self.id, jobs = ids.len(), error = format!("{:#}", anyhow::Error::new(error)), "the store refuses a claim; its jobs will be hinted again");
-                    return Some(Vec::new());
-                }
             }
         }
     }

@@ -3,13 +3,16 @@
 //! One *session* is one registered identity: it ends when its lease does, or when the worker is told to stop. A session
 //! that ends drops everything it held; whatever of it is still in flight is a zombie's, and the protocol allows for that.
 
+mod claim;
 mod drive;
+mod held;
 mod intake;
 mod lease;
 mod load;
 mod perform;
 mod publish;
 mod rounds;
+mod share;
 mod ship;
 mod sweep;
 #[cfg(test)]
@@ -18,7 +21,8 @@ mod tests;
 use crate::{
     core::{Core, Serving},
     engine::Engine,
-    regulator::{Regulator, RegulatorConfig},
+    pace::Pace,
+    regulator::{Regulator, RegulatorConfig, shared_rate},
 };
 use drive::{Drive, Ended};
 use jobgate_shared::{
@@ -27,12 +31,13 @@ use jobgate_shared::{
     domain::{ClusterName, WorkerId},
     failpoint,
     logs::LogStore,
+    reporting::Reporting,
     retry::Delays,
-    store::{Leases, Worker as Registration, WorkerCluster},
+    store::{Leases, StoreError, StoreResult, Worker as Registration, WorkerCluster},
     supervise::Tasks,
 };
 use lease::Lease;
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -47,8 +52,24 @@ pub struct Served {
     pub regulator: RegulatorConfig,
     /// How many creates and starts may be out at once.
     pub max_calls: usize,
+    /// When the next call may be made. Reading logs takes no turn: where it asks the manager, it asks seldom.
+    pub pace: Pace,
+    /// Most jobs all workers together take on in a second, as a steady rate.
+    pub max_submits_per_second: Option<NonZeroU32>,
     /// How long the manager must keep not knowing a submission before it is `LOST`.
     pub lost_after: Duration,
+    /// An answer that takes longer counts against the manager as none does.
+    pub slow_after: Duration,
+}
+
+impl Served {
+    fn regulator(&self) -> Box<dyn Regulator> {
+        let own = self.regulator.build();
+        match self.max_submits_per_second {
+            Some(most) => shared_rate(own, most),
+            None => own,
+        }
+    }
 }
 
 /// The times a worker lives by.
@@ -99,6 +120,8 @@ pub struct Worker {
     pub clusters: Vec<Served>,
     /// The times it lives by.
     pub timing: Timing,
+    /// What lets jobs report on themselves; without it they get nothing to report with.
+    pub reporting: Option<Reporting>,
     /// Where it runs, for people.
     pub host: String,
 }
@@ -148,16 +171,19 @@ impl Worker {
             capabilities: c.engine.capabilities(),
             max_creates: c.max_calls,
             lost_after: c.lost_after,
+            slow_after: c.slow_after,
         });
         let core = Core::new(id, serving.collect());
-        let regulators: Vec<Box<dyn Regulator>> = self.clusters.iter().map(|c| c.regulator.build()).collect();
+        let regulators: Vec<Box<dyn Regulator>> = self.clusters.iter().map(Served::regulator).collect();
         let (inbox, messages) = mpsc::channel(1024);
         let tasks = Tasks::new(CancellationToken::new());
         let room = Arc::new(tokio::sync::Notify::new());
         let taking = lease.over().child_token();
+        let claimer = claim::Claimer::spawn(&tasks, self, id, &lease, &inbox, &taking);
         let intakes = intake::Intakes {
             worker: self.clone(),
             id,
+            claimer: claimer.clone(),
             inbox: inbox.clone(),
             room: room.clone(),
             lease: lease.clone(),
@@ -166,9 +192,11 @@ impl Worker {
         intakes.spawn(&tasks);
         drop(intakes);
         load::spawn(&tasks, self, &inbox, &lease);
+        share::spawn(&tasks, self, &inbox, &lease);
         sweep::spawn(&tasks, self, &lease);
+        held::spawn(&tasks, self, id, &inbox, &lease);
         rounds::listen(&tasks, self, &inbox, &lease);
-        let performer = perform::Performer::spawn(self, id, &inbox, &lease);
+        let performer = perform::Performer::spawn(self, id, &inbox, &lease, claimer);
         drop(inbox);
         let drive = Drive::new(self, id, core, regulators, performer, messages, room, lease.clone(), taking);
         let ended = drive.run(shutdown).await;
@@ -207,4 +235,13 @@ impl Worker {
         };
         self.clusters.iter().map(cluster).collect()
     }
+}
+
+/// The store's answer, if it comes in time; what it was asked for may happen later all the same.
+async fn answered_within<T>(
+    patience: Duration,
+    answer: impl Future<Output = StoreResult<T>>,
+) -> StoreResult<T> {
+    let answer = tokio::time::timeout(patience, answer).await;
+    answer.unwrap_or_else(|_| Err(StoreError::Away(anyhow::anyhow!("no answer in {patience:?}"))))
 }

@@ -3,16 +3,24 @@
 //! Every engine effect is tried once and its answer goes back to the core; a create or start is not even tried once the
 //! lease is over. Channels here are unbounded and yet bounded: each holds at most a few entries per job in hand.
 
-use super::{Served, Worker, drive::Message, lease::Lease, publish, ship};
+use super::{
+    Served, Worker,
+    claim::Claimer,
+    drive::{Message, answered},
+    held,
+    lease::Lease,
+    publish, ship,
+};
 use crate::{
     core::{Effect, Fault, Hold, Input},
-    engine::{EngineResult, ToCreate},
+    engine::ToCreate,
     regulator::Answer,
 };
 use futures::{StreamExt as _, stream};
 use jobgate_shared::{
-    domain::{StatusEvent, Submission, WorkerId},
+    domain::{ClusterName, JobId, StatusEvent, Submission, WorkerId},
     failpoint,
+    reporting::Reporting,
     retry::Delays,
     store::{ToHandBack, ToRecord},
     supervise::Tasks,
@@ -72,6 +80,8 @@ pub(super) struct Performer {
     events: mpsc::UnboundedSender<StatusEvent>,
     returns: mpsc::UnboundedSender<ToHandBack>,
     logs: mpsc::UnboundedSender<ship::Order>,
+    unheard: mpsc::UnboundedSender<JobId>,
+    reporting: Option<Reporting>,
 }
 
 impl Performer {
@@ -80,16 +90,19 @@ impl Performer {
         id: WorkerId,
         inbox: &mpsc::Sender<Message>,
         lease: &Arc<Lease>,
+        claimer: Claimer,
     ) -> Self {
         let tasks = Tasks::new(CancellationToken::new());
         let (records, to_record) = mpsc::unbounded_channel();
         let (events, to_publish) = mpsc::unbounded_channel();
         let (returns, to_return) = mpsc::unbounded_channel();
         let (logs, to_ship) = mpsc::unbounded_channel();
+        let (unheard, to_claim) = mpsc::unbounded_channel();
         tasks.spawn("record", record(worker.clone(), to_record, inbox.clone()));
         tasks.spawn("publish", publish::run(worker.clone(), to_publish));
         tasks.spawn("hand-back", hand_back(worker.clone(), id, to_return, lease.clone()));
         tasks.spawn("ship-logs", ship::run(worker.clone(), to_ship, inbox.clone(), lease.clone()));
+        tasks.spawn("claim-again", held::claim_again(id, to_claim, inbox.clone(), claimer));
         let served: Vec<_> = worker.clusters.iter().cloned().map(Arc::new).collect();
         let slots = served.iter().map(|c| Arc::new(Semaphore::new(c.max_calls))).collect();
         Self {
@@ -102,6 +115,8 @@ impl Performer {
             events,
             returns,
             logs,
+            unheard,
+            reporting: worker.reporting.clone(),
         }
     }
 
@@ -112,7 +127,10 @@ impl Performer {
         for effect in effects {
             // A send fails only when its task has ended, and then the session has too.
             match effect {
-                Effect::Create(hold, job) => call(hold, Call::Create(job)),
+                Effect::Create(hold, mut job) => {
+                    self.introduce(&mut job);
+                    call(hold, Call::Create(job));
+                }
                 Effect::Start(hold, submission) => call(hold, Call::Start(submission)),
                 Effect::Cancel(hold, submission) => call(hold, Call::Cancel(submission)),
                 Effect::Discard(hold, submission) => call(hold, Call::Discard(submission)),
@@ -131,10 +149,19 @@ impl Performer {
                 Effect::ShipLogs(hold, submission) => {
                     self.logs.send(ship::Order::Begin(hold, submission)).unwrap_or_default();
                 }
+                Effect::ClaimAgain(job) => self.unheard.send(job).unwrap_or_default(),
             }
         }
         for (cluster, calls) in calls {
             self.call(cluster, calls);
+        }
+    }
+
+    /// Gives a job what it reports with, on its way to the engine and nowhere else: no row and no answer of ours ever holds
+    /// its token. A variable the job's own spec sets stays: it may have another way to us, or a token that opens more.
+    fn introduce(&self, job: &mut ToCreate) {
+        for (name, value) in self.reporting.iter().flat_map(|reporting| reporting.variables(job.tag)) {
+            job.spec.env.entry(name.to_owned()).or_insert(value);
         }
     }
 
@@ -149,8 +176,8 @@ impl Performer {
 
     /// Lets what has been begun come to its end, for so long.
     pub(super) async fn finish(self, patience: Duration) {
-        let Self { tasks, records, events, returns, logs, .. } = self;
-        drop((records, events, returns, logs));
+        let Self { tasks, records, events, returns, logs, unheard, .. } = self;
+        drop((records, events, returns, logs, unheard));
         if tokio::time::timeout(patience, tasks.wait()).await.is_err() {
             tracing::warn!(
                 "some effects of a drain were not answered in time; adopters will find what they did"
@@ -169,7 +196,7 @@ impl Performer {
             let mut chunks = answered.buffer_unordered(width).ready_chunks(ANSWERS);
             while let Some(chunk) = chunks.next().await {
                 let (inputs, answers): (Vec<_>, Vec<_>) = chunk.into_iter().flatten().unzip();
-                let inputs = inputs.into_iter().flatten().collect();
+                let inputs = inputs.into_iter().flatten().flatten().collect();
                 if inbox.send(Message::Answered { cluster, inputs, answers }).await.is_err() {
                     return;
                 }
@@ -185,30 +212,31 @@ async fn one_call(
     lease: &Lease,
     hold: Hold,
     call: Call,
-) -> Option<(Option<Input>, Answer)> {
+) -> Option<([Option<Input>; 2], Answer)> {
     let _slot = slots.acquire().await.ok()?;
+    served.pace.turn().await;
     if !lease.holds() {
         return None;
     }
     let (engine, tag, name, began) = (&served.engine, hold.tag, call.name(), Instant::now());
     let [before, behind] = call.gaps();
     failpoint::pass(before);
-    let (answered, input) = match call {
+    let (went, input) = match call {
         Call::Create(job) => {
             let answer = engine.create(&job).await;
-            (went(&answer), Some(Input::Created(hold, answer.map_err(Fault::from))))
+            (answered(&answer), Some(Input::Created(hold, answer.map_err(Fault::from))))
         }
         Call::Start(submission) => {
             let answer = engine.start(tag, &submission).await;
-            (went(&answer), Some(Input::Started(hold, answer.map_err(Fault::from))))
+            (answered(&answer), Some(Input::Started(hold, answer.map_err(Fault::from))))
         }
         Call::Cancel(submission) => {
             let answer = engine.cancel(tag, &submission).await;
-            (went(&answer), Some(Input::CancelTaken(hold, answer.map_err(Fault::from))))
+            (answered(&answer), Some(Input::CancelTaken(hold, answer.map_err(Fault::from))))
         }
         Call::Discard(submission) => {
             let answer = engine.discard(tag, submission.as_ref()).await;
-            (went(&answer), Some(Input::Discarded(hold, answer.map_err(Fault::from))))
+            (answered(&answer), Some(Input::Discarded(hold, answer.map_err(Fault::from))))
         }
         Call::Forget(submission) => {
             let answer = engine.forget(tag, &submission).await;
@@ -216,23 +244,23 @@ async fn one_call(
                 // What is left behind is inert and old: nothing depends on it.
                 tracing::debug!(job = %tag.job, cluster = %served.name, %error, "the engine could not forget a submission");
             }
-            (went(&answer), None)
+            (answered(&answer), None)
         }
     };
     failpoint::pass(behind);
-    let took = began.elapsed();
-    let outcome = if answered { "answered" } else { "away" };
-    let cluster = served.name.to_string();
+    let (took, answered) = (began.elapsed(), went.is_ok());
+    count_call(&served.name, name, took, answered);
+    let told = Input::Answered(hold.cluster, went.map(|()| took));
+    Some(([Some(told), input], Answer { took, answered }))
+}
+
+/// A call to the manager of a cluster has been made.
+pub(super) fn count_call(cluster: &ClusterName, name: &'static str, took: Duration, answered: bool) {
+    let (cluster, outcome) = (cluster.to_string(), if answered { "answered" } else { "away" });
     metrics::histogram!("jobgate_rm_call_seconds", "cluster" => cluster.clone(), "call" => name)
         .record(took.as_secs_f64());
     metrics::counter!("jobgate_rm_calls_total", "cluster" => cluster, "call" => name, "outcome" => outcome)
         .increment(1);
-    Some((input, Answer { took, answered }))
-}
-
-/// The manager answered, be it with a refusal.
-fn went<T>(answer: &EngineResult<T>) -> bool {
-    !matches!(answer, Err(crate::engine::EngineError::Away(_)))
 }
 
 /// Records what was created, as many at once as wait.

@@ -6,16 +6,18 @@ use crate::engine::{
 };
 use async_trait::async_trait;
 use chrono::DateTime;
+use futures::FutureExt as _;
 use jobgate_shared::{
     broker::{Route, Subscription, memory::Memory},
     clock::ManualClock,
     domain::{
-        Ending, JobId, JobSpec, NewJob, Observation, Project, RetryPolicy, SpecError, StatusEvent,
-        Submission, SubmissionTag,
+        Ending, Job, JobId, JobSpec, JobState, NewJob, Observation, Project, RetryPolicy, SUSPECT_AFTER,
+        SpecError, StatusEvent, Submission, SubmissionTag,
     },
+    reporting::{ReportKey, TOKEN_VARIABLE, URL_VARIABLE},
     store::{
-        Applied, Apply, Claimed, Heartbeat, Pulse, Recorded, Store as _, StoreError, StoreResult, ToHandBack,
-        ToRecord, memory::MemoryStore,
+        Applied, Apply, Claimed, Heartbeat, Pulse, Recorded, Scope, Store as _, StoreError, StoreResult,
+        ToHandBack, ToRecord, memory::MemoryStore,
     },
     wire::Hint,
 };
@@ -44,8 +46,10 @@ struct Belled {
     polls: watch::Sender<Vec<(Instant, usize)>>,
     polling: AtomicBool,
     poll_takes: Duration,
+    create_takes: Duration,
     /// A job ends before its start is answered, which takes so long.
     ends_at_start: Option<Duration>,
+    created: Mutex<Vec<ToCreate>>,
 }
 
 impl Default for Belled {
@@ -56,7 +60,9 @@ impl Default for Belled {
             polls: watch::channel(Vec::new()).0,
             polling: AtomicBool::new(false),
             poll_takes: Duration::ZERO,
+            create_takes: Duration::ZERO,
             ends_at_start: None,
+            created: Mutex::default(),
         }
     }
 }
@@ -89,6 +95,8 @@ impl Engine for Belled {
     }
 
     async fn create(&self, job: &ToCreate) -> EngineResult<Submission> {
+        tokio::time::sleep(self.create_takes).await;
+        self.created.lock().unwrap().push(job.clone());
         Ok(Submission { id: job.tag.to_string(), detail: serde_json::Value::Null, reach: None })
     }
 
@@ -180,6 +188,10 @@ counted! { Leases:
     register(worker: &Registration, ttl: Duration) -> ();
     heartbeat(worker: WorkerId, pulse: &Pulse) -> Heartbeat;
     claim(worker: WorkerId, clusters: &[WorkerCluster], jobs: &[JobId]) -> Vec<Claimed>;
+    claim_alone(worker: WorkerId, clusters: &[WorkerCluster], job: JobId) -> Claimed;
+    held(worker: WorkerId) -> Vec<JobId>;
+    serving(cluster: &ClusterName) -> u32;
+    in_hands(cluster: &ClusterName, owners: &[WorkerId], after: Option<JobId>, limit: u32) -> Vec<Job>;
     record(items: &[ToRecord]) -> Vec<Recorded>;
     hand_back(worker: WorkerId, items: &[ToHandBack]) -> ();
     deregister(worker: WorkerId) -> ();
@@ -199,16 +211,48 @@ struct House {
     _logs: tempfile::TempDir,
 }
 
+fn reporting() -> Reporting {
+    let key = ReportKey::new("a key that only these tests know").unwrap();
+    Reporting { url: "http://gate.example".into(), key }
+}
+
 fn cluster() -> ClusterName {
     "c".parse().unwrap()
 }
 
+fn plain() -> JobSpec {
+    JobSpec { command: vec!["true".into()], ..JobSpec::default() }
+}
+
+/// A worker that somebody else runs.
+fn elsewhere() -> Registration {
+    Registration {
+        id: WorkerId::generate(),
+        host: "elsewhere".to_owned(),
+        clusters: vec![WorkerCluster { name: cluster(), reach: None, parked: None }],
+        registered_at: DateTime::UNIX_EPOCH,
+        expires_at: DateTime::UNIX_EPOCH,
+        alive: true,
+        draining: false,
+        jobs: 0,
+    }
+}
+
 impl House {
     fn start(engine: Belled) -> Self {
+        Self::start_among(0, engine, Pace::default())
+    }
+
+    /// So many others serve the cluster already.
+    fn start_among(others: usize, engine: Belled, pace: Pace) -> Self {
         // The store's clock stands still, so no lease ends while a test lets hours pass.
         let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH));
         let (calls, away) = (AtomicU32::new(0), AtomicBool::new(false));
         let store = Arc::new(Counted { inner: MemoryStore::new(clock.clone()), calls, away });
+        for _ in 0..others {
+            let registered = store.inner.register(&elsewhere(), NEVER).now_or_never();
+            registered.expect("the model waits for nothing").unwrap();
+        }
         let (engine, broker, tasks) = (Arc::new(engine), Arc::new(Memory::new()), Tasks::default());
         let logs = tempfile::tempdir().unwrap();
         let served = Served {
@@ -216,7 +260,10 @@ impl House {
             engine: engine.clone(),
             regulator: RegulatorConfig::Fixed { max_in_flight: NonZeroU32::new(1000).unwrap() },
             max_calls: 16,
+            pace,
+            max_submits_per_second: None,
             lost_after: Duration::from_mins(2),
+            slow_after: Duration::from_mins(1),
         };
         let worker = Worker {
             leases: store.clone(),
@@ -225,6 +272,7 @@ impl House {
             logs: Arc::new(LogStore::directory(logs.path()).unwrap()),
             clusters: vec![served],
             timing: Timing::default(),
+            reporting: Some(reporting()),
             host: "here".into(),
         };
         let events = broker.events(1000);
@@ -243,12 +291,23 @@ impl House {
 
     /// Accepts jobs and hints them.
     async fn post(&self, jobs: usize) -> Vec<SubmissionTag> {
-        let job = |_| NewJob {
+        self.post_all(&vec![plain(); jobs]).await
+    }
+
+    /// Accepts jobs that are to run this and hints them.
+    async fn post_all(&self, specs: &[JobSpec]) -> Vec<SubmissionTag> {
+        let accepted = self.accept(specs).await;
+        self.hint(accepted.clone()).await;
+        accepted.into_iter().map(|job| SubmissionTag { job, attempt: 1 }).collect()
+    }
+
+    async fn accept(&self, specs: &[JobSpec]) -> Vec<JobId> {
+        let job = |spec: &JobSpec| NewJob {
             id: JobId::generate(),
             project: Project::default_project(),
             name: "job".into(),
             cluster: cluster(),
-            spec: JobSpec { command: vec!["true".into()], ..JobSpec::default() },
+            spec: spec.clone(),
             labels: Vec::new(),
             priority: 0,
             inputs: serde_json::Map::new(),
@@ -259,12 +318,36 @@ impl House {
             created_by: "test".into(),
             idempotency: None,
         };
-        let jobs: Vec<NewJob> = (0..jobs).map(job).collect();
+        let jobs: Vec<NewJob> = specs.iter().map(job).collect();
         self.store.inner.insert(&jobs, Some(NEVER)).await.unwrap();
-        let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
-        let hinted = self.broker.publish_hint(&Route::Cluster(cluster()), Hint { jobs: ids.clone() }).await;
+        jobs.iter().map(|job| job.id).collect()
+    }
+
+    async fn hint(&self, jobs: Vec<JobId>) {
+        let hinted = self.broker.publish_hint(&Route::Cluster(cluster()), Hint { jobs }).await;
         assert_eq!(hinted.unwrap(), jobgate_shared::broker::Published::Routed);
-        ids.into_iter().map(|job| SubmissionTag { job, attempt: 1 }).collect()
+    }
+
+    /// Workers claim these again and again, and die.
+    async fn kill_claimers(&self, jobs: &[JobId], times: u16) {
+        let served = [WorkerCluster { name: cluster(), reach: None, parked: None }];
+        for _ in 0..times {
+            let worker = elsewhere();
+            let id = worker.id;
+            self.store.inner.register(&worker, NEVER).await.unwrap();
+            let claimed = self.store.inner.claim(id, &served, jobs).await.unwrap();
+            assert!(claimed.iter().all(|answer| matches!(answer, Claimed::Granted(_))), "{claimed:?}");
+            self.store.inner.deregister(id).await.unwrap();
+        }
+    }
+
+    async fn in_state(&self, jobs: &[JobId], state: JobState) -> usize {
+        let mut count = 0;
+        for job in jobs {
+            let row = self.store.inner.get(&Scope::All, *job).await.unwrap().unwrap();
+            count += usize::from(row.life.state == state);
+        }
+        count
     }
 
     /// Rings until every one of so many jobs is looked at.
@@ -373,4 +456,64 @@ async fn a_hint_whose_claim_never_committed_is_somebody_elses_once_the_lease_is_
     let later = tokio::time::timeout(Duration::from_mins(10), others.next()).await;
     let hinted = later.expect("it comes back").expect("the broker is open").body.jobs.clone();
     assert_eq!(hinted, [tags[0].job]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_gets_its_address_and_token_on_the_way_to_the_engine_and_its_row_does_not() {
+    let house = House::start(Belled::default());
+    let own = [(TOKEN_VARIABLE.to_owned(), "jgt_its_own".to_owned()), ("A".to_owned(), "1".to_owned())];
+    let tags = house.post_all(&[plain(), JobSpec { env: own.into(), ..plain() }]).await;
+    house.until_watched(2).await;
+    let created = house.engine.created.lock().unwrap().clone();
+    let env_of = |tag: &SubmissionTag| {
+        let job = created.iter().find(|job| job.tag == *tag).expect("it was created");
+        job.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect::<Vec<_>>()
+    };
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let url = pair(URL_VARIABLE, "http://gate.example");
+    let token = reporting().key.token(tags[0]);
+    assert_eq!(env_of(&tags[0]), [pair(TOKEN_VARIABLE, &token), url.clone()]);
+    let kept = [pair("A", "1"), pair(TOKEN_VARIABLE, "jgt_its_own"), url];
+    assert_eq!(env_of(&tags[1]), kept, "what the spec itself sets stays");
+    let row = house.store.inner.get(&Scope::All, tags[0].job).await.unwrap().expect("a row");
+    assert!(row.spec.env.is_empty(), "{:?}", row.spec.env);
+    house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_what_may_kill_workers_a_worker_holds_one_at_a_time_and_comes_to_all_of_them() {
+    let create_takes = Duration::from_millis(100);
+    let house = House::start(Belled { create_takes, ..Belled::default() });
+    let (suspects, healthy) = (house.accept(&vec![plain(); 10]).await, house.accept(&vec![plain(); 5]).await);
+    house.kill_claimers(&suspects, SUSPECT_AFTER).await;
+    let all: Vec<JobId> = suspects.iter().chain(&healthy).copied().collect();
+    house.hint(all.clone()).await;
+    // Doubled, and as the only one of its message.
+    house.hint(vec![suspects[3]]).await;
+    let fresh = SUSPECT_AFTER + 1;
+    while house.in_state(&all, JobState::Pending).await < all.len() {
+        let mut in_hand = 0;
+        for suspect in &suspects {
+            let life = house.store.inner.get(&Scope::All, *suspect).await.unwrap().unwrap().life;
+            in_hand += usize::from(life.fruitless_claims == fresh);
+        }
+        assert!(in_hand <= 1, "{in_hand} suspects in one worker's hands");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_takes_its_part_of_a_shared_limit_once_the_others_have_heard_of_it() {
+    // Create, start and first look of one job are three calls.
+    for (others, first_call, apart) in [(0, 0, 100), (1, 4500, 200), (3, 4500, 400)] {
+        let (began, pace) = (Instant::now(), Pace::per_second(NonZeroU32::new(10).unwrap()));
+        let house = House::start_among(others, Belled::default(), pace);
+        house.post(1).await;
+        house.until_watched(1).await;
+        let looked = house.engine.polls.borrow()[0].0 - began;
+        let least = Duration::from_millis(first_call + 2 * apart);
+        assert!((least..least + Duration::from_secs(1)).contains(&looked), "{others} others: {looked:?}");
+        house.stop().await;
+    }
 }

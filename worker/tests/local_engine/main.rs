@@ -14,7 +14,10 @@ mod hardship;
 mod house;
 mod rig;
 
-use jobgate_worker::engines::{conformance, local::local_runner_main};
+use jobgate_worker::engines::{
+    conformance::{self, Needs},
+    local::local_runner_main,
+};
 use libtest_mimic::{Arguments, Trial};
 use std::{process::ExitCode, sync::Arc};
 
@@ -26,12 +29,12 @@ fn main() -> ExitCode {
         Some(_) | None => {}
     }
     let mut trials = Vec::new();
-    for case in conformance::cases(true) {
+    for case in conformance::cases(&[Needs::TwoPhase, Needs::Commands]) {
         trials.push(trial(format!("local::{}", case.name), || {
             block_on((case.run)(Arc::new(rig::LocalRig::new())));
         }));
     }
-    for case in conformance::cases(false) {
+    for case in conformance::cases(&[Needs::TwoPhase]) {
         trials.push(trial(format!("noop::{}", case.name), || {
             block_on((case.run)(Arc::new(rig::NoopRig::in_memory())));
         }));

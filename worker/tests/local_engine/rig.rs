@@ -35,6 +35,7 @@ fn context(data_dir: &Path, clock: Arc<dyn Clock>) -> EngineContext {
         data_dir: data_dir.to_owned(),
         runner: RunnerCommand { program: "/proc/self/exe".into(), args: vec!["local-runner".into()] },
         call_timeout: Duration::from_secs(30),
+        look_timeout: Duration::from_secs(30),
     }
 }
 
@@ -121,10 +122,6 @@ impl Rig for LocalRig {
         &self.shared
     }
 
-    fn runs_commands(&self) -> bool {
-        true
-    }
-
     fn patience(&self) -> Duration {
         PATIENCE
     }
@@ -178,10 +175,6 @@ impl Rig for NoopRig {
 
     fn shared_dir(&self) -> &Path {
         self.dir.path()
-    }
-
-    fn runs_commands(&self) -> bool {
-        false
     }
 }
 

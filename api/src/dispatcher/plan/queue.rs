@@ -22,6 +22,8 @@ pub(super) struct Queue {
     pub(super) shrunk: Option<Duration>,
     /// When it last had a due job.
     pub(super) seen: Duration,
+    /// How many jobs may be claimed, where that is limited.
+    pub(super) claimable: Option<u64>,
     /// Room the round has left for acceptance.
     pub(super) left: u64,
     /// What the round asked for.
@@ -40,6 +42,7 @@ impl Queue {
             told: true,
             shrunk: None,
             seen: now,
+            claimable: None,
             left: window,
             limit: 0,
         }
@@ -51,7 +54,8 @@ impl Queue {
         self.left = self.window;
     }
 
-    pub(super) fn see(&mut self, now: Duration, outstanding: u64, expired: u64) {
+    pub(super) fn see(&mut self, now: Duration, outstanding: u64, expired: u64, room: Option<u32>) {
+        self.claimable = room.map(u64::from);
         (self.outstanding, self.expired) = (outstanding, expired);
         self.lost = self.lost.min(expired);
         self.seen = now;
@@ -89,6 +93,14 @@ impl Queue {
 
     /// How many jobs to fetch; sets what is left for acceptance.
     pub(super) fn room(&mut self, most: u64) -> u64 {
+        let room = self.window_room(most);
+        let Some(claimable) = self.claimable else { return room };
+        let claimable = claimable.saturating_sub(self.outstanding);
+        self.left = self.left.min(claimable);
+        room.min(claimable)
+    }
+
+    fn window_room(&mut self, most: u64) -> u64 {
         if self.lost > 0 {
             // The queue is all but empty: put back what it held.
             self.left = 0;

@@ -36,8 +36,8 @@ fn step(plan: &mut Plan, at_millis: u64, input: Input) -> Vec<Effect> {
 }
 
 fn seen(outstanding: u64, expired: u64) -> Input {
-    let hinted = vec![Hinted { cluster: cluster(), outstanding, expired }];
-    Input::Looked(Some(Look { hinted, paused: Some(BTreeSet::new()), ran_low: BTreeSet::new() }))
+    let hinted = vec![Hinted { cluster: cluster(), outstanding, expired, room: None }];
+    Input::Looked(Some(Look { hinted, set: Some(Set::default()), ran_low: BTreeSet::new() }))
 }
 
 fn fetch(limit: u32, again_after: Duration) -> Effect {
@@ -187,7 +187,7 @@ fn acceptance_that_is_faster_than_the_looks_is_given_more_room() {
         let look = Look { hinted: hinted.to_vec(), ran_low: [cluster()].into(), ..Look::default() };
         Input::Looked(Some(look))
     };
-    let few = Hinted { cluster: cluster(), outstanding: 10, expired: 0 };
+    let few = Hinted { cluster: cluster(), outstanding: 10, expired: 0, room: None };
     let mut plan = plan(1_000);
     step(&mut plan, 0, seen(10, 0));
     assert_eq!(room(&step(&mut plan, 0, Input::Fetched(cluster(), Some(Vec::new())))), Some(190));
@@ -247,15 +247,54 @@ fn what_acceptance_may_publish_is_what_waiting_jobs_leave() {
 #[test]
 fn a_paused_cluster_is_neither_hinted_nor_left_to_acceptance() {
     let mut plan = plan(100);
-    let hinted = vec![Hinted { cluster: cluster(), outstanding: 0, expired: 5 }];
-    let paused = Some(BTreeSet::from([cluster()]));
-    let effects = step(&mut plan, 0, Input::Looked(Some(Look { hinted, paused, ran_low: BTreeSet::new() })));
+    let hinted = vec![Hinted { cluster: cluster(), outstanding: 0, expired: 5, room: None }];
+    let set = Some(Set { paused: [cluster()].into(), ..Set::default() });
+    let effects = step(&mut plan, 0, Input::Looked(Some(Look { hinted, set, ran_low: BTreeSet::new() })));
     let none = BTreeMap::from([(cluster(), 0)]);
     assert_eq!(effects, [Effect::Room { clusters: none, unseen: 100 }, Effect::Rest(Rest::For(BUSY))]);
     // Resumed: the settings are asked for at once, and what was refused meanwhile is hinted again.
     assert_eq!(step(&mut plan, 5, Input::Wake(Wake::Settings)), [Effect::Look { settings: true }]);
     assert_eq!(step(&mut plan, 5, seen(0, 5)), [Effect::AskWaiting(cluster())]);
     assert_eq!(step(&mut plan, 5, Input::Waiting(cluster(), Some(0))), [fetch(100, Duration::ZERO)]);
+}
+
+#[test]
+fn no_more_is_hinted_than_may_be_claimed() {
+    let limited = || Some(Set { limited: [cluster()].into(), ..Set::default() });
+    let with = |outstanding, expired, room| {
+        let hinted = vec![Hinted { cluster: cluster(), outstanding, expired, room: Some(room) }];
+        Input::Looked(Some(Look { hinted, set: limited(), ran_low: [cluster()].into() }))
+    };
+    let nothing = || Input::Looked(Some(Look { set: limited(), ..Look::default() }));
+    let left = |effects: &[Effect]| {
+        let [.., Effect::Room { clusters, .. }, Effect::Rest(_)] = effects else { panic!("{effects:?}") };
+        clusters.get(&cluster()).copied()
+    };
+    let wake = |plan: &mut Plan, at| step(plan, at, Input::Wake(Wake::Rested));
+    let mut plan = plan(1_000);
+    // Nothing waits, and nothing ever did: what may be claimed is not known, so acceptance leaves the next job to a look.
+    assert_eq!(left(&step(&mut plan, 0, nothing())), Some(0));
+    wake(&mut plan, 1_000);
+    assert_eq!(step(&mut plan, 1_000, with(1, 0, 4)), [fetch(3, PATIENCE)]);
+    let effects = step(&mut plan, 1_000, Input::Fetched(cluster(), Some(vec![due(1)])));
+    assert!(matches!(effects[..], [Effect::Publish(..)]), "{effects:?}");
+    assert_eq!(left(&step(&mut plan, 1_000, Input::Published(cluster(), Vec::new()))), Some(2));
+    // Full, however much is posted: that is no sign of quick workers.
+    for at in 2..30 {
+        wake(&mut plan, at * 1_000);
+        assert_eq!(left(&step(&mut plan, at * 1_000, with(0, 0, 0))), Some(0));
+    }
+    assert_eq!(plan.queues[&cluster()].window, FIRST_WINDOW);
+    wake(&mut plan, 31_000);
+    assert_eq!(left(&step(&mut plan, 31_000, nothing())), Some(0));
+    // What was refused for want of room is hinted again as soon as there is some.
+    wake(&mut plan, 32_000);
+    assert_eq!(step(&mut plan, 32_000, with(0, 200, 1)), [Effect::AskWaiting(cluster())]);
+    assert_eq!(step(&mut plan, 32_000, Input::Waiting(cluster(), Some(0))), [fetch(1, Duration::ZERO)]);
+    step(&mut plan, 32_000, Input::Fetched(cluster(), Some(Vec::new())));
+    // A cluster forgotten is limited still.
+    wake(&mut plan, 200_000);
+    assert_eq!(left(&step(&mut plan, 200_000, nothing())), Some(0));
 }
 
 #[test]
@@ -330,10 +369,11 @@ impl World {
                 }
                 let hints = self.rows.values().flatten().count() as u64;
                 let outstanding = self.outstanding();
-                let one = Hinted { cluster: cluster(), outstanding, expired: hints - outstanding };
+                let one =
+                    Hinted { cluster: cluster(), outstanding, expired: hints - outstanding, room: None };
                 let hinted = if self.rows.is_empty() { Vec::new() } else { vec![one] };
-                let paused = settings.then(BTreeSet::new);
-                Some(Input::Looked(Some(Look { hinted, paused, ran_low: BTreeSet::new() })))
+                let set = settings.then(Set::default);
+                Some(Input::Looked(Some(Look { hinted, set, ran_low: BTreeSet::new() })))
             }
             Effect::AskWaiting(cluster) => {
                 Some(Input::Waiting(cluster, (!self.broker_away).then_some(self.queue.len() as u64)))

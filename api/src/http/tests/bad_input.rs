@@ -157,6 +157,9 @@ async fn an_unknown_id_and_a_foreign_one_are_equally_absent() {
         }
         let patch = bench.call("PATCH", &format!("/v1/jobs/{id}")).token(&own).json(&json!({"progress": 1}));
         patch.send().await.is_problem(404, "not-found", None);
+        let told =
+            bench.call("POST", &format!("/v1/jobs/{id}/reports")).token(&own).json(&json!({"progress": 1}));
+        told.send().await.is_problem(404, "not-found", None);
     }
     let untouched = bench.call("GET", &format!("/v1/jobs/{foreign}")).send().await.json();
     assert_eq!((&untouched["state"], &untouched["cancel_requested"]), (&json!("INITIALIZED"), &json!(false)));

@@ -40,6 +40,7 @@ async fn a_role_that_is_too_small_is_told_which_one_is_needed() {
         ("POST", format!("/v1/jobs/{id}/hold"), Role::Submit),
         ("POST", format!("/v1/jobs/{id}/release"), Role::Submit),
         ("POST", format!("/v1/jobs/{id}/retry"), Role::Submit),
+        ("POST", format!("/v1/jobs/{id}/reports"), Role::Submit),
         ("PATCH", format!("/v1/jobs/{id}"), Role::Submit),
         ("DELETE", format!("/v1/jobs/{id}"), Role::Submit),
         ("POST", format!("/v1/jobs/{id}/cancel"), Role::Cancel),
@@ -47,15 +48,16 @@ async fn a_role_that_is_too_small_is_told_which_one_is_needed() {
         ("GET", "/v1/tokens".to_owned(), Role::Admin),
         ("POST", "/v1/tokens".to_owned(), Role::Admin),
     ];
-    for has in [Role::Read, Role::Submit, Role::Cancel, Role::Admin] {
+    for has in [Role::Read, Role::Submit, Role::Cancel, Role::Admin, Role::Work] {
         let token = bench.token(Some("default"), &[has]).await;
         for (method, path, needed) in &table {
             let answer = bench.call(method, path).token(&token).json(&json!({})).send().await;
             let allowed = match needed {
-                Role::Read => true,
+                Role::Read => has != Role::Work,
                 Role::Submit => matches!(has, Role::Submit | Role::Admin),
-                Role::Cancel => has != Role::Read,
+                Role::Cancel => matches!(has, Role::Cancel | Role::Submit | Role::Admin),
                 Role::Admin => has == Role::Admin,
+                Role::Work => unreachable!("no path of these"),
             };
             if allowed {
                 assert_ne!(answer.status.as_u16(), 403, "{has:?} {method} {path}");

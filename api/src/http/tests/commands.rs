@@ -16,7 +16,7 @@ async fn act(bench: &Bench, job: &Value, command: &str) -> crate::testing::Answe
 }
 
 /// A worker that has these jobs.
-async fn claimed(bench: &Bench, jobs: &[&Value]) -> WorkerId {
+pub(super) async fn claimed(bench: &Bench, jobs: &[&Value]) -> WorkerId {
     let clusters = vec![WorkerCluster { name: "local".parse().unwrap(), reach: None, parked: None }];
     let worker = Worker {
         id: WorkerId::generate(),

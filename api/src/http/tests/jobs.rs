@@ -28,7 +28,7 @@ async fn the_smallest_job_is_stored_with_every_default() {
         json!({
             "id": null, "project": "default", "name": "sleep", "cluster": "local", "state": "INITIALIZED",
             "reason": null, "attempt": 1, "max_attempts": 1, "priority": 0, "labels": [], "inputs": {},
-            "outputs": {}, "progress": null, "spec": {"command": ["/bin/sleep", "1"]},
+            "outputs": {}, "progress": null, "stage": null, "message": null, "spec": {"command": ["/bin/sleep", "1"]},
             "retry": {"backoff_seconds": 10, "max_backoff_seconds": 600, "retry_on": ["FAILED", "TIMED_OUT"]},
             "submission_id": null, "exit_code": null, "cancel_requested": false, "created_by": "token:bootstrap",
             "created_at": null, "run_at": null, "claimed_at": null, "submitted_at": null, "started_at": null,

@@ -3,11 +3,13 @@
 mod bad_input;
 mod batch;
 mod callers;
+mod claims;
 mod commands;
 mod documented;
 mod events;
 mod jobs;
 mod logs;
 mod operations;
+mod reports;
 mod server;
 mod tenants;

@@ -1,9 +1,13 @@
 //! What operators look at, and what probes and tools ask.
 
 use crate::testing::{Bench, small_job};
-use jobgate_shared::{broker::BrokerHealth, store::Role};
+use jobgate_shared::{
+    broker::BrokerHealth,
+    domain::WorkerId,
+    store::{Leases as _, Role, Store as _, Worker, WorkerCluster},
+};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, sync::atomic::Ordering};
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 #[tokio::test]
 async fn queues_tell_how_many_jobs_stand_where_and_how_long_they_wait() {
@@ -56,6 +60,66 @@ async fn a_paused_cluster_tells_who_paused_it_until_it_is_resumed() {
     assert_eq!((&resumed["paused"], &resumed["paused_at"]), (&json!(false), &Value::Null));
     bench.call("POST", "/v1/clusters/nowhere/pause").send().await.is_problem(404, "not-found", None);
     assert_eq!(bench.call("GET", "/v1/workers").send().await.json(), json!({"items": []}));
+}
+
+#[tokio::test]
+async fn a_limit_is_set_told_and_lifted() {
+    let bench = Bench::new();
+    let change = async |name: &str, body: Value| {
+        bench.call("PATCH", &format!("/v1/clusters/{name}")).json(&body).send().await
+    };
+    let job = bench.posted(small_job()).await;
+    let limited = change("local", json!({"max_in_flight": 0})).await.json();
+    assert_eq!((&limited["name"], &limited["max_in_flight"]), (&json!("local"), &json!(0)));
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let reason = bench.call("GET", &path).send().await.json()["reason"].clone();
+    assert_eq!(reason, "cluster local has as many jobs in flight as an operator allows (0)");
+    // A pause leaves it, and so does a change of nothing.
+    bench.call("POST", "/v1/clusters/local/pause").send().await;
+    bench.call("POST", "/v1/clusters/local/resume").send().await;
+    assert_eq!(change("local", json!({})).await.json()["max_in_flight"], json!(0));
+    assert_eq!(
+        bench.call("GET", "/v1/clusters").send().await.json()["items"][1]["max_in_flight"],
+        Value::Null
+    );
+    assert_eq!(change("local", json!({"max_in_flight": null})).await.json()["max_in_flight"], Value::Null);
+    for wrong in
+        [json!({"max_in_flight": -1}), json!({"max_in_flight": 1_000_001}), json!({"max_in_flight": "5"})]
+    {
+        change("local", wrong).await.is_problem(400, "invalid-field", Some("max_in_flight"));
+    }
+    change("local", json!({"limit": 5})).await.is_problem(400, "invalid-field", Some("limit"));
+    change("nowhere", json!({"max_in_flight": 5})).await.is_problem(404, "not-found", None);
+    let own = bench.token(Some("other"), &[Role::Admin]).await;
+    let foreign = bench.call("PATCH", "/v1/clusters/local").json(&json!({"max_in_flight": 5})).token(&own);
+    foreign.send().await.is_problem(403, "forbidden", None);
+}
+
+#[tokio::test]
+async fn a_clusters_health_is_what_those_say_who_serve_it() {
+    let seen: [(&[bool], &str); 4] =
+        [(&[], "unserved"), (&[false, false], "up"), (&[false, true], "degraded"), (&[true, true], "down")];
+    for (away, health) in seen {
+        let bench = Bench::new();
+        for away in away {
+            let parked = away.then(|| "no answer".to_owned());
+            let at = bench.store.inner.now().await.unwrap();
+            let worker = Worker {
+                id: WorkerId::generate(),
+                host: "here".into(),
+                clusters: vec![WorkerCluster { name: "local".parse().unwrap(), reach: None, parked }],
+                registered_at: at,
+                expires_at: at,
+                alive: true,
+                draining: false,
+                jobs: 0,
+            };
+            bench.store.inner.register(&worker, Duration::from_mins(1)).await.unwrap();
+        }
+        let listed = bench.call("GET", "/v1/clusters").send().await.json();
+        assert_eq!(listed["items"][0]["health"], health, "{away:?}");
+        assert_eq!(listed["items"][1]["health"], "unserved");
+    }
 }
 
 #[tokio::test(start_paused = true)]

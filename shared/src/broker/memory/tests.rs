@@ -1,26 +1,8 @@
-//! The contract, and what only this broker promises: bounds.
+//! What only this broker promises: bounds.
 
 use super::*;
-use crate::{
-    broker::conformance::Stage,
-    domain::{JobId, Observation, WorkerId},
-};
+use crate::domain::{JobId, Observation, WorkerId};
 use std::time::Duration;
-
-struct One(Memory);
-
-#[async_trait]
-impl Stage for One {
-    fn process(&self, _name: &str) -> Arc<dyn Broker> {
-        Arc::new(self.0.clone())
-    }
-
-    async fn dead_letters(&self) -> anyhow::Result<Vec<String>> {
-        Ok(self.0.dead_letters().into_iter().map(|letter| letter.why).collect())
-    }
-}
-
-crate::broker_conformance!(async || anyhow::Ok(One(Memory::new())));
 
 fn jobs(count: usize) -> Hint {
     Hint { jobs: std::iter::repeat_with(JobId::generate).take(count).collect() }

@@ -2,7 +2,7 @@
 //! after a channel error, and everything hangs once its tries are used up.
 
 use super::{condition::Role, config::RabbitMqConfig};
-use crate::retry::Delays;
+use crate::{retry::Delays, supervise::Tasks};
 use anyhow::{Context as _, Result, anyhow};
 use futures::{Stream, StreamExt as _};
 use lapin::{
@@ -10,8 +10,14 @@ use lapin::{
     runtime::default_runtime,
     tcp::{AMQPUriTcpExt as _, OwnedTLSConfig},
 };
-use std::{future::Future, io, pin::Pin, sync::Arc, time::Duration};
-use tokio::time::timeout;
+use std::{
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::oneshot, time::timeout};
 
 /// For what the broker answers at once: a channel, a declaration, a close.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
@@ -37,8 +43,15 @@ pub(super) async fn answer<T>(
     answered.context(what)?.context(what)
 }
 
-/// Connects, or says why not within twice the configured time.
-pub(super) async fn dial(config: &RabbitMqConfig, process: &str, role: Role) -> Result<Connection> {
+/// Connects, or says why not within twice the configured time. The library connects on a thread of its own, which goes on
+/// when nobody waits any more and panics when the runtime is gone before it has the socket. So `tasks` wait for it, not
+/// long: their shutdown cuts it short.
+pub(super) async fn dial(
+    config: &RabbitMqConfig,
+    process: &str,
+    role: Role,
+    tasks: &Tasks,
+) -> Result<Connection> {
     let cert_chain = match &config.ca_certificate {
         Some(path) => {
             Some(tokio::fs::read_to_string(path).await.with_context(|| path.display().to_string())?)
@@ -46,11 +59,12 @@ pub(super) async fn dial(config: &RabbitMqConfig, process: &str, role: Role) -> 
         None => None,
     };
     let tls = OwnedTLSConfig { identity: None, cert_chain };
-    let within = *config.connect_timeout;
+    let (within, shutdown) = (*config.connect_timeout, tasks.shutdown().clone());
     // The library's own `connection_timeout` does nothing here, and its thread waits for this to end.
     let reach = async move |uri: lapin::uri::AMQPUri, runtime| {
-        let reaching = uri.connect_with_config_async(tls.as_ref(), &runtime);
-        let reached = timeout(within, reaching).await;
+        let reaching = timeout(within, uri.connect_with_config_async(tls.as_ref(), &runtime));
+        let reached = shutdown.run_until_cancelled(reaching).await;
+        let reached = reached.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted))?;
         Ok(reached.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
     };
     let name = format!("{process} {}", role.as_str());
@@ -59,8 +73,18 @@ pub(super) async fn dial(config: &RabbitMqConfig, process: &str, role: Role) -> 
         .with_client_property("product".into(), "jobgate".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let opening = Connection::connector(config.url.uri().clone(), default_runtime()?, reach, properties);
-    let opened =
-        timeout(within * 2, opening).await.map_err(|_| anyhow!("no greeting within {:?}", within * 2));
+    let (tell, told) = oneshot::channel();
+    let shutdown = tasks.shutdown().clone();
+    tasks.spawn("dial", async move {
+        let mut opening = pin!(timeout(within * 2, opening));
+        let opened = match shutdown.run_until_cancelled(&mut opening).await {
+            Some(opened) => opened,
+            None => timeout(GRACE, opening).await.unwrap_or_else(Err),
+        };
+        tell.send(opened).ok();
+    });
+    let opened = told.await.context("the process ends")?;
+    let opened = opened.map_err(|_| anyhow!("no greeting within {:?}", within * 2));
     opened.and_then(|opened| Ok(opened?)).with_context(|| format!("connect to {}", config.url))
 }
 

@@ -3,6 +3,7 @@
 use super::verdicts::{Completion, Seq, Verdict, Verdicts};
 use crate::broker::{BrokerError, Published};
 use anyhow::{Result, anyhow};
+use bytes::Bytes;
 use futures::{
     FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered, task::AtomicWaker,
 };
@@ -33,7 +34,7 @@ pub(super) struct Letter {
     pub(super) kind: Kind,
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
-    pub(super) body: Vec<u8>,
+    pub(super) body: Bytes,
     pub(super) headers: FieldTable,
     /// Who waits; set by the publisher.
     pub(super) reply: Option<oneshot::Sender<Result<Published, BrokerError>>>,

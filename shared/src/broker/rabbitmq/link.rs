@@ -26,7 +26,7 @@ impl Link {
         tasks: &Tasks,
     ) -> Self {
         let (up, link) = watch::channel(None);
-        let keeper = Arc::new(Keeper { config, process, condition, up });
+        let keeper = Arc::new(Keeper { config, process, condition, tasks: tasks.clone(), up });
         let shutdown = tasks.shutdown().clone();
         tasks.supervise("consuming connection", move || {
             let (keeper, shutdown) = (keeper.clone(), shutdown.clone());
@@ -54,6 +54,8 @@ struct Keeper {
     config: RabbitMqConfig,
     process: String,
     condition: Arc<Condition>,
+    /// What a dial outlives us in.
+    tasks: Tasks,
     up: watch::Sender<Option<Arc<Connection>>>,
 }
 
@@ -80,7 +82,7 @@ impl Keeper {
     /// One connection's life: an error when it ends by itself.
     async fn once(&self, shutdown: &CancellationToken) -> Result<()> {
         let connection = tokio::select! {
-            dialled = dial(&self.config, &self.process, Role::Consume) => dialled?,
+            dialled = dial(&self.config, &self.process, Role::Consume, &self.tasks) => dialled?,
             () = shutdown.cancelled() => return Ok(()),
         };
         let mut line = Line::new(connection);

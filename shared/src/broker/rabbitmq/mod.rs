@@ -27,11 +27,13 @@ pub use scratch::ScratchNames;
 use super::{Broker, BrokerError, BrokerHealth, Published, Route, Subscription};
 use crate::{
     domain::{ClusterName, StatusEvent},
+    retry::Delays,
     supervise::Tasks,
     wire::{Hint, MAX_EVENTS, Message as _, Nudge},
 };
 use anyhow::{Result, anyhow};
 use async_trait::async_trait;
+use bytes::Bytes;
 use condition::Condition;
 use flight::{Kind, Letter};
 use futures::future::try_join_all;
@@ -51,6 +53,8 @@ use topology::{STATUS_KEY, Topology};
 /// (`Published::Unroutable`), so whoever sets up logging may hush it.
 pub const RETURNED_MESSAGES: &str = "lapin::returned_messages";
 
+/// For how long a negative confirm may mean that a queue is without a leader.
+const LEADERLESS: Duration = Duration::from_secs(2);
 /// How long a depth is good enough for metrics.
 const DEPTH_AGE: Duration = Duration::from_secs(5);
 
@@ -82,8 +86,9 @@ impl RabbitMq {
             process: process.clone(),
             topology: topology.clone(),
             condition: condition.clone(),
+            tasks: connections.clone(),
         };
-        let publisher = Publisher::start(office, &connections);
+        let publisher = Publisher::start(office);
         let link = Link::start(config.clone(), process, condition.clone(), &connections);
         let reader = Reader {
             link: link.clone(),
@@ -104,14 +109,26 @@ impl RabbitMq {
         }
     }
 
+    /// Publishes again what is refused, for a while: a quorum queue that is new, or whose leader went, says no to everything.
     async fn publish(
         &self,
         kind: Kind,
         (exchange, routing_key): (ShortString, ShortString),
-        body: Vec<u8>,
+        body: Bytes,
     ) -> Result<Published, BrokerError> {
-        let headers = FieldTable::default();
-        self.publisher.publish(Letter { kind, exchange, routing_key, body, headers, reply: None }).await
+        let mut delays = Delays::new(Duration::from_millis(10), Duration::from_millis(250));
+        let began = Instant::now();
+        loop {
+            let (exchange, routing_key) = (exchange.clone(), routing_key.clone());
+            let (body, headers) = (body.clone(), FieldTable::default());
+            let letter = Letter { kind, exchange, routing_key, body, headers, reply: None };
+            match self.publisher.publish(letter).await {
+                Err(BrokerError::Refused(_)) if began.elapsed() < LEADERLESS => {
+                    tokio::time::sleep(delays.next_delay()).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Runs a declaration, over the connection no alarm can block.
@@ -134,9 +151,8 @@ impl RabbitMq {
         }
     }
 
-    async fn publish_status(&self, body: Vec<u8>) -> Result<(), BrokerError> {
+    async fn publish_status(&self, body: Bytes) -> Result<(), BrokerError> {
         let address = || (ShortString::from(self.topology.events()), ShortString::from(STATUS_KEY));
-        // Copied only on the way out of the usual.
         if self.publish(Kind::Events, address(), body.clone()).await? == Published::Routed {
             return Ok(());
         }
@@ -157,7 +173,7 @@ impl fmt::Debug for RabbitMq {
 #[async_trait]
 impl Broker for RabbitMq {
     async fn publish_hint(&self, route: &Route, hint: Hint) -> Result<Published, BrokerError> {
-        let body = hint.encode();
+        let body = Bytes::from(hint.encode());
         let published = self.publish(Kind::Hint, self.topology.address(route), body.clone()).await?;
         match (published, route) {
             (Published::Routed, _) | (Published::Unroutable, Route::Worker(_)) => Ok(published),
@@ -177,13 +193,13 @@ impl Broker for RabbitMq {
             (!message.is_empty()).then(|| message.encode())
         });
         // First polled in this order, which is the order in which they reach the publisher.
-        try_join_all(bodies.map(|body| self.publish_status(body))).await?;
+        try_join_all(bodies.map(|body| self.publish_status(body.into()))).await?;
         Ok(())
     }
 
     async fn nudge(&self, nudge: Nudge) -> Result<(), BrokerError> {
         let address = (self.topology.nudge_exchange().into(), ShortString::default());
-        match self.publish(Kind::Nudge, address, nudge.encode()).await? {
+        match self.publish(Kind::Nudge, address, nudge.encode().into()).await? {
             // Nobody listening is nobody missing it.
             Published::Routed | Published::Unroutable => Ok(()),
         }

@@ -32,8 +32,8 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Starts the task.
-    pub(super) fn start(office: Office, tasks: &Tasks) -> Self {
-        let config = &office.config;
+    pub(super) fn start(office: Office) -> Self {
+        let (config, tasks) = (&office.config, office.tasks.clone());
         // As many again as are in flight, so that the next window is there when this one's confirms come.
         let window = config.publish_window.get() as usize;
         // Once for a place in the window, once for the confirm.
@@ -76,6 +76,8 @@ pub(super) struct Office {
     pub(super) process: String,
     pub(super) topology: Arc<Topology>,
     pub(super) condition: Arc<Condition>,
+    /// What a dial outlives the publisher in.
+    pub(super) tasks: Tasks,
 }
 
 impl Office {
@@ -124,7 +126,7 @@ impl Office {
 
     /// A connection with what we publish to, and a channel that confirms.
     async fn open(&self) -> Result<(Line, Flight)> {
-        let line = Line::new(dial(&self.config, &self.process, Role::Publish).await?);
+        let line = Line::new(dial(&self.config, &self.process, Role::Publish, &self.tasks).await?);
         self.topology.declare_base(line.connection()).await?;
         let channel = answer("open a channel", line.connection().create_channel()).await?;
         answer("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;

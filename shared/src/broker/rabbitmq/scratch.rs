@@ -6,7 +6,7 @@ use super::{
     dial::{answer, dial},
     topology::Topology,
 };
-use crate::domain::ClusterName;
+use crate::{domain::ClusterName, supervise::Tasks};
 use anyhow::{Result, ensure};
 use lapin::{
     BasicProperties, Channel, Confirmation, PublisherConfirm,
@@ -40,7 +40,7 @@ impl ScratchNames {
 
     /// Removes every queue and exchange under the names, for these clusters. No process uses them any more.
     pub async fn remove(self, clusters: &[ClusterName]) -> Result<()> {
-        let connection = dial(&self.config, PROCESS, Role::Publish).await?;
+        let connection = dial(&self.config, PROCESS, Role::Publish, &Tasks::default()).await?;
         let channel = answer("open a channel", connection.create_channel()).await?;
         let topology = Topology::new(&self.config);
         let shared = [topology.events(), topology.dead(), self.floors_queue()];
@@ -63,7 +63,7 @@ impl ScratchNames {
     /// Durable messages of 100 bytes that one channel publishes and has confirmed in a second, with each of these many at
     /// most unconfirmed, into a queue of the kind hints are kept in.
     pub async fn publish_floors(&self, windows: &[usize]) -> Result<Vec<f64>> {
-        let connection = dial(&self.config, PROCESS, Role::Publish).await?;
+        let connection = dial(&self.config, PROCESS, Role::Publish, &Tasks::default()).await?;
         let channel = answer("open a channel", connection.create_channel()).await?;
         answer("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         let queue = ShortString::from(self.floors_queue());

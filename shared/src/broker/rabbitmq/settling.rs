@@ -135,7 +135,7 @@ impl Desk {
             kind: Kind::Dead,
             exchange: "".into(),
             routing_key: dead.as_str().into(),
-            body: bytes.to_vec(),
+            body: bytes.to_vec().into(),
             headers,
             reply: None,
         };

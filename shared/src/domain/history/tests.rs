@@ -22,7 +22,7 @@ fn job(life: Life) -> Job {
         priority: 0,
         inputs: Document::new(),
         outputs: Document::new(),
-        progress: None,
+        report: None,
         max_attempts: 2,
         retry: RetryPolicy::default(),
         created_by: "token:t".into(),
@@ -53,7 +53,8 @@ impl Told {
     }
 
     fn claim(&mut self, worker: WorkerId) {
-        let standing = Standing { claimer_alive: true, owner_alive: false, cluster_paused: false };
+        let standing =
+            Standing { claimer_alive: true, owner_alive: false, cluster_paused: false, room: None };
         let here = submission("").reach;
         self.tell(&Fact::Claim { worker, reach: here.as_ref(), alone: true, standing });
     }

@@ -2,14 +2,14 @@
 
 use super::{Batch, Entry, MemoryStore, Rows, State, job_change};
 use crate::domain::{
-    ClusterName, Command, HistoryEntry, Job, JobId, JobState, Life, NewJob, TokenId, WorkerId,
+    ClusterName, Command, HistoryEntry, Job, JobId, JobState, Life, NewJob, Report, TokenId, WorkerId,
 };
 use crate::domain::{SUSPECT_AFTER, derive_history};
 use crate::store::kernel::{Decided, Told, decide};
 use crate::store::{
     Applied, Changes, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Hinted, Inserted, JobChange,
-    Oldest, Page, PageRequest, Patch, Removed, Scope, Store, StoreResult, Stranded, StrandedJob, Token,
-    Vanished, Worker,
+    Oldest, Page, PageRequest, Patch, Removed, Reported, Scope, Store, StoreResult, Stranded, StrandedJob,
+    Token, Vanished, Worker,
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -158,6 +158,17 @@ impl Store for MemoryStore {
         Ok(Some(entry.job.clone()))
     }
 
+    async fn report(&self, scope: &Scope, job: JobId, report: &Report) -> StoreResult<Reported> {
+        let (mut state, _) = self.look();
+        let Some(entry) = state.jobs.get_mut(&job).filter(|entry| scope.covers(&entry.job.project)) else {
+            return Ok(Reported::Absent);
+        };
+        Ok(match report.apply(&mut entry.job) {
+            Ok(()) => Reported::Taken(Box::new(entry.job.clone())),
+            Err(refusal) => Reported::Refused(refusal),
+        })
+    }
+
     async fn remove(&self, scope: &Scope, job: JobId) -> StoreResult<Removed> {
         let (mut state, _) = self.look();
         match state.find(scope, job).map(|entry| entry.job.life.state.is_terminal()) {
@@ -237,7 +248,8 @@ impl Store for MemoryStore {
         let mut hints: BTreeMap<ClusterName, Hinted> = BTreeMap::new();
         for entry in state.waiting(now) {
             let cluster = &entry.job.cluster;
-            let none = || Hinted { cluster: cluster.clone(), outstanding: 0, expired: 0 };
+            let room = state.room(cluster);
+            let none = || Hinted { cluster: cluster.clone(), outstanding: 0, expired: 0, room };
             let count = hints.entry(cluster.clone()).or_insert_with(none);
             count.outstanding += u64::from(entry.hint_outstanding(now));
             count.expired += u64::from(entry.hinted_until.is_some_and(|until| until <= now));
@@ -342,8 +354,14 @@ impl Store for MemoryStore {
 
     async fn set_paused(&self, cluster: &ClusterName, paused: bool, by: &str) -> StoreResult<()> {
         let (mut state, at) = self.look();
-        let setting = ClusterSetting { cluster: cluster.clone(), paused, by: by.to_owned(), at };
-        state.clusters.insert(cluster.clone(), setting);
+        let setting = state.setting(cluster, by, at);
+        (setting.paused, setting.by, setting.at) = (paused, by.to_owned(), at);
+        Ok(())
+    }
+
+    async fn limit(&self, cluster: &ClusterName, max_in_flight: Option<u32>, by: &str) -> StoreResult<()> {
+        let (mut state, at) = self.look();
+        state.setting(cluster, by, at).max_in_flight = max_in_flight;
         Ok(())
     }
 

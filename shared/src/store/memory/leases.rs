@@ -1,8 +1,8 @@
 //! What workers and recorders may do.
 
 use super::{MemoryStore, Rows};
-use crate::domain::{Agreement, JobId, StatusEvent, WorkerId};
-use crate::store::kernel::{Decided, Told, decide};
+use crate::domain::{Agreement, ClusterName, Job, JobId, StatusEvent, WorkerId};
+use crate::store::kernel::{Decided, Told, decide, refused_for_room};
 use crate::store::{
     Applied, Apply, Claimed, Heartbeat, Leases, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Worker,
     WorkerCluster,
@@ -16,6 +16,34 @@ impl Apply for MemoryStore {
         let facts: Vec<_> = events.iter().map(|event| (event.job, Told::Event(event))).collect();
         let decided = decide(&mut Rows { store: self, claimer: None }, &facts).await?;
         Ok(decided.iter().map(Decided::applied).collect())
+    }
+}
+
+impl MemoryStore {
+    async fn claim_jobs(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        jobs: &[JobId],
+        alone: bool,
+    ) -> StoreResult<Vec<Claimed>> {
+        let told = Told::Claim { worker, clusters, alone };
+        let facts: Vec<_> = jobs.iter().map(|job| (*job, told)).collect();
+        let decided = decide(&mut Rows { store: self, claimer: Some(worker) }, &facts).await?;
+        let (mut state, _) = self.look();
+        let claimed = jobs.iter().zip(decided).map(|(job, answer)| match answer.granted(worker) {
+            Err(no) => no,
+            Ok(life) => state.jobs.get(job).map_or(Claimed::Absent, |entry| {
+                let mut job = entry.job.clone();
+                job.life = *life;
+                Claimed::Granted(Box::new(job))
+            }),
+        });
+        let claimed: Vec<Claimed> = claimed.collect();
+        for job in refused_for_room(jobs, &claimed) {
+            state.jobs.entry(job).and_modify(|entry| entry.hinted_until = None);
+        }
+        Ok(claimed)
     }
 }
 
@@ -68,19 +96,48 @@ impl Leases for MemoryStore {
         clusters: &[WorkerCluster],
         jobs: &[JobId],
     ) -> StoreResult<Vec<Claimed>> {
-        let told = Told::Claim { worker, clusters, alone: jobs.len() == 1 };
-        let facts: Vec<_> = jobs.iter().map(|job| (*job, told)).collect();
-        let decided = decide(&mut Rows { store: self, claimer: Some(worker) }, &facts).await?;
+        self.claim_jobs(worker, clusters, jobs, false).await
+    }
+
+    async fn claim_alone(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        job: JobId,
+    ) -> StoreResult<Claimed> {
+        let claimed = self.claim_jobs(worker, clusters, &[job], true).await?;
+        Ok(claimed.into_iter().next().unwrap_or(Claimed::Absent))
+    }
+
+    async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>> {
         let (state, _) = self.look();
-        let claimed = jobs.iter().zip(decided).map(|(job, answer)| match answer.granted(worker) {
-            Err(no) => no,
-            Ok(life) => state.jobs.get(job).map_or(Claimed::Absent, |entry| {
-                let mut job = entry.job.clone();
-                job.life = *life;
-                Claimed::Granted(Box::new(job))
-            }),
+        let held = state.jobs.values().filter(|entry| entry.job.life.holder() == Some(worker));
+        Ok(held.map(|entry| entry.job.id).collect())
+    }
+
+    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+        let (state, now) = self.look();
+        let alive = state.workers.values().filter(|worker| worker.expires_at > now);
+        let serving =
+            alive.filter(|worker| worker.clusters.iter().any(|served| served.name == *cluster)).count();
+        Ok(u32::try_from(serving).unwrap_or(u32::MAX))
+    }
+
+    async fn in_hands(
+        &self,
+        cluster: &ClusterName,
+        owners: &[WorkerId],
+        after: Option<JobId>,
+        limit: u32,
+    ) -> StoreResult<Vec<Job>> {
+        let (state, _) = self.look();
+        let meant = state.jobs.values().map(|entry| &entry.job).filter(|job| {
+            job.cluster == *cluster
+                && job.life.state.is_owned()
+                && job.life.owner.is_some_and(|owner| owners.contains(&owner))
+                && after.is_none_or(|after| job.id > after)
         });
-        Ok(claimed.collect())
+        Ok(meant.take(limit as usize).cloned().collect())
     }
 
     async fn record(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {

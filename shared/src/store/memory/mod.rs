@@ -6,7 +6,7 @@
 mod jobs;
 mod leases;
 
-use super::kernel::{Ledger, Move, Purpose, Row};
+use super::kernel::{Ledger, Move, Purpose, Row, fresh_claims};
 use super::{ClusterSetting, FeedCursor, JobChange, StoreResult, Token, Worker};
 use crate::clock::Clock;
 use crate::domain::{
@@ -106,7 +106,27 @@ impl State {
             claimer_alive: claimer.is_some_and(|worker| self.alive(worker, now)),
             owner_alive: job.life.owner.is_some_and(|owner| self.alive(owner, now)),
             cluster_paused: self.clusters.get(&job.cluster).is_some_and(|setting| setting.paused),
+            room: self.room(&job.cluster),
         }
+    }
+
+    /// What is set on `cluster`; set first by `by`, if nobody did.
+    fn setting(&mut self, cluster: &ClusterName, by: &str, at: DateTime<Utc>) -> &mut ClusterSetting {
+        self.clusters.entry(cluster.clone()).or_insert_with(|| ClusterSetting {
+            cluster: cluster.clone(),
+            paused: false,
+            by: by.to_owned(),
+            at,
+            max_in_flight: None,
+        })
+    }
+
+    /// How many more jobs of `cluster` may be in flight, if that is limited.
+    fn room(&self, cluster: &ClusterName) -> Option<u32> {
+        let most = self.clusters.get(cluster)?.max_in_flight?;
+        let in_flight = |entry: &&Entry| entry.job.cluster == *cluster && entry.job.life.state.is_owned();
+        let taken = self.jobs.values().filter(in_flight).count();
+        Some(most.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX)))
     }
 }
 
@@ -151,6 +171,11 @@ impl Ledger for Rows<'_> {
 
     async fn save(&mut self, moves: &[Move]) -> StoreResult<HashSet<JobId>> {
         let (mut state, now) = self.store.look();
+        let full =
+            |(cluster, fresh): (&ClusterName, u32)| state.room(cluster).is_some_and(|room| room < fresh);
+        if fresh_claims(moves).into_iter().any(full) {
+            return Ok(HashSet::new());
+        }
         let mut saved = HashSet::new();
         let mut told = Vec::new();
         for moved in moves {
@@ -172,37 +197,4 @@ impl Ledger for Rows<'_> {
 
 fn job_change(job: &Job, entry: HistoryEntry) -> JobChange {
     JobChange { job: job.id, project: job.project.clone(), entry }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::{ManualClock, SystemClock};
-    use crate::store::{FullStore, conformance::Stage};
-    use std::time::Duration;
-
-    struct Memory {
-        clock: Arc<ManualClock>,
-        store: Arc<MemoryStore>,
-    }
-
-    #[async_trait]
-    impl Stage for Memory {
-        fn store(&self) -> Arc<dyn FullStore> {
-            self.store.clone()
-        }
-
-        async fn pass(&self, by: Duration) {
-            self.clock.advance(by);
-        }
-
-        async fn close(&self) {}
-    }
-
-    fn memory() -> Memory {
-        let clock = Arc::new(ManualClock::at(SystemClock.now()));
-        Memory { store: Arc::new(MemoryStore::new(clock.clone())), clock }
-    }
-
-    crate::store_conformance!(async || anyhow::Ok(memory()));
 }

@@ -1,6 +1,7 @@
 //! What the dispatcher asks: which jobs wait, and which of them to hint.
 
 use super::{
+    ledger::room,
     pools::{Lane, Pools, Work},
     rows::{Columns, seconds, uuids},
 };
@@ -128,7 +129,8 @@ fn outstanding(connection: &mut PgConnection) -> Work<'_, Vec<Hinted>> {
         let rows = sqlx::query(
             "-- outstanding_hints
              SELECT q.cluster, count(*) FILTER (WHERE q.hint_until > now()),
-                    count(*) FILTER (WHERE q.hint_until <= now())
+                    count(*) FILTER (WHERE q.hint_until <= now()),
+                    (SELECT r.room FROM cluster_room r WHERE r.cluster = q.cluster)
                FROM (SELECT h.cluster, NULL AS hint_until FROM queue_heads h WHERE h.due_at <= now()
                      UNION ALL
                      SELECT w.cluster, w.hint_until FROM waiting w
@@ -145,6 +147,7 @@ fn outstanding(connection: &mut PgConnection) -> Work<'_, Vec<Hinted>> {
                     cluster: columns.name()?,
                     outstanding: columns.take::<i64>()?.unsigned_abs(),
                     expired: columns.take::<i64>()?.unsigned_abs(),
+                    room: room(columns.take()?),
                 })
             })
             .collect()

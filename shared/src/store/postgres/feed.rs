@@ -204,7 +204,7 @@ async fn reach(connection: &mut PgConnection) -> sqlx::Result<Reach> {
 
 async fn horizon_past_strangers(connection: &mut PgConnection) -> sqlx::Result<i64> {
     // Whatever writes the feed has locked it before it got a number (the lock comes with the plan, the number with the
-    // first row). So a running transaction that shows its number and not that lock is somebody else's. One that ended
+    // first row; where there are statements before it, the first of them locks). So a running transaction that shows its number and not that lock is somebody else's. One that ended
     // since the snapshot shows neither, and counts as ours: its batch may not be visible yet.
     sqlx::query_scalar(
         "-- feed_horizon_past_strangers

@@ -4,12 +4,12 @@ use super::{
     insert::whole_jobs,
     ledger::Rows,
     pools::{Lane, Pools, Work},
-    rows::{Columns, job_columns, labels_literal, sparse_json, uuids},
+    rows::{Columns, job_columns, labels_literal, signed, sparse_json, storable, uuids},
 };
 use crate::{
-    domain::{AttemptTimes, Command, Deviation, HistoryEntry, Job, JobId, JobState, derive_history},
+    domain::{AttemptTimes, Command, Deviation, HistoryEntry, Job, JobId, JobState, Report, derive_history},
     store::{
-        Commanded, Patch, Removed, Scope, StoreResult,
+        Commanded, Patch, Removed, Reported, Scope, StoreResult,
         kernel::{Decided, Told, decide},
     },
 };
@@ -64,6 +64,19 @@ impl Pools {
         let input = (scope.clone(), job, patch.clone());
         self.write(Lane::Hot, "change a job", input, |c, (scope, job, change)| {
             patch_job(c, scope, *job, change)
+        })
+        .await
+    }
+
+    pub(super) async fn report(
+        self: &Arc<Self>,
+        scope: &Scope,
+        job: JobId,
+        report: &Report,
+    ) -> StoreResult<Reported> {
+        let input = (scope.clone(), job, report.clone());
+        self.write(Lane::Hot, "take a report", input, |c, (scope, job, report)| {
+            take_report(c, scope, *job, report)
         })
         .await
     }
@@ -147,16 +160,7 @@ fn patch_job<'c>(
         };
         let mut after = before.clone();
         patch.apply(&mut after);
-        sqlx::query(
-            "-- patch_body
-             UPDATE jobs SET labels = $2::text[], progress = $3, outputs = $4 WHERE id = $1",
-        )
-        .bind(job.0)
-        .bind(labels_literal(&after.labels))
-        .bind(after.progress.map(i16::from))
-        .bind(sparse_json(&after.outputs))
-        .execute(&mut *transaction)
-        .await?;
+        save_body(&mut transaction, &after).await?;
         if after.priority != before.priority {
             sqlx::query(
                 "-- patch_priority
@@ -178,6 +182,56 @@ fn patch_job<'c>(
         }
         transaction.commit().await?;
         Ok(Some(after))
+    }
+    .boxed()
+}
+
+/// Writes what of a job's body can change.
+async fn save_body(connection: &mut PgConnection, job: &Job) -> sqlx::Result<()> {
+    let report = job.report.as_ref();
+    let text = |text: Option<&String>| text.map(|text| storable(text).into_owned());
+    sqlx::query(
+        "-- patch_body
+         UPDATE jobs
+            SET labels = $2::text[], outputs = $3, reported_attempt = $4, reported_seq = $5, progress = $6,
+                stage = $7, message = $8
+          WHERE id = $1",
+    )
+    .bind(job.id.0)
+    .bind(labels_literal(&job.labels))
+    .bind(sparse_json(&job.outputs))
+    .bind(report.map(|report| signed(report.attempt)))
+    .bind(report.map(|report| i64::try_from(report.seq).unwrap_or(i64::MAX)))
+    .bind(report.and_then(|report| report.progress).map(i16::from))
+    .bind(text(report.and_then(|report| report.stage.as_ref())))
+    .bind(text(report.and_then(|report| report.message.as_ref())))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn take_report<'c>(
+    connection: &'c mut PgConnection,
+    scope: &'c Scope,
+    job: JobId,
+    report: &'c Report,
+) -> Work<'c, Reported> {
+    async move {
+        let mut transaction = connection.begin().await?;
+        // Locked, so that the attempt cannot end or be followed by another between the look and the write.
+        let reported = match lock(&mut transaction, scope, job).await? {
+            None => Reported::Absent,
+            Some(mut job) => {
+                if let Err(refusal) = report.apply(&mut job) {
+                    Reported::Refused(refusal)
+                } else {
+                    save_body(&mut transaction, &job).await?;
+                    Reported::Taken(Box::new(job))
+                }
+            }
+        };
+        transaction.commit().await?;
+        Ok(reported)
     }
     .boxed()
 }

@@ -7,11 +7,11 @@ use super::{
     rows::{Columns, json, seconds, signed, sparse_json, uuids},
 };
 use crate::{
-    domain::{Job, JobId, JobState, StatusEvent, WorkerId},
+    domain::{ClusterName, Job, JobId, JobState, StatusEvent, WorkerId},
     store::{
         Applied, Claimed, Heartbeat, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Worker,
         WorkerCluster,
-        kernel::{Told, decide},
+        kernel::{Told, decide, refused_for_room},
     },
 };
 use futures::FutureExt as _;
@@ -27,12 +27,17 @@ use uuid::Uuid;
 const MAX_CANCELS: i64 = 10_000;
 /// How long a dead worker that holds nothing is still shown, as an interval of the server's.
 pub(super) const MOURNED_FOR: &str = "1 hour";
-/// The worker `w` holds jobs. A claim alone is no sign of it: claims are pruned later than jobs go.
-pub(super) const HOLDS_JOBS: &str = "EXISTS (
-    SELECT FROM claims c
-     CROSS JOIN LATERAL unnest(c.job_ids) AS held (job_id)
-      JOIN job_state s ON s.job_id = ANY (ARRAY[held.job_id])
-     WHERE c.worker_id = w.id AND s.owner = w.id AND s.state IN (2, 3, 4))";
+/// Where to find the jobs `s` of the worker `w`. A claim alone is no sign of one: claims are pruned later than jobs go.
+macro_rules! from_held_jobs {
+    () => {
+        "FROM claims c
+         CROSS JOIN LATERAL unnest(c.job_ids) AS held (job_id)
+          JOIN job_state s ON s.job_id = ANY (ARRAY[held.job_id])
+         WHERE c.worker_id = w.id AND s.owner = w.id AND s.state IN (2, 3, 4)"
+    };
+}
+/// The worker `w` holds jobs.
+pub(super) const HOLDS_JOBS: &str = concat!("EXISTS (SELECT ", from_held_jobs!(), ")");
 
 impl Pools {
     pub(super) async fn apply(self: &Arc<Self>, events: &[StatusEvent]) -> StoreResult<Vec<Applied>> {
@@ -46,8 +51,9 @@ impl Pools {
         worker: WorkerId,
         clusters: &[WorkerCluster],
         jobs: &[JobId],
+        alone: bool,
     ) -> StoreResult<Vec<Claimed>> {
-        let told = Told::Claim { worker, clusters, alone: jobs.len() == 1 };
+        let told = Told::Claim { worker, clusters, alone };
         let facts: Vec<_> = jobs.iter().map(|job| (*job, told)).collect();
         let mut rows = Rows::to_claim(self, worker);
         let decided = decide(&mut rows, &facts).await?;
@@ -57,7 +63,12 @@ impl Pools {
                 Claimed::Granted(Box::new(Job { life: *life, ..job.clone() }))
             }),
         });
-        Ok(claimed.collect())
+        let claimed: Vec<Claimed> = claimed.collect();
+        let full = refused_for_room(jobs, &claimed);
+        if !full.is_empty() {
+            self.unhint(&full).await?;
+        }
+        Ok(claimed)
     }
 
     pub(super) async fn record(self: &Arc<Self>, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {
@@ -131,6 +142,31 @@ impl Pools {
 
     pub(super) async fn workers(&self) -> StoreResult<Vec<Worker>> {
         self.read(Lane::Read, "list workers", &(), |c, ()| workers(c)).await
+    }
+
+    pub(super) async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>> {
+        self.read(Lane::Read, "look for what a worker holds", &worker, |c, worker| held(c, *worker)).await
+    }
+
+    pub(super) async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+        let cluster = cluster.as_str().to_owned();
+        self.read(Lane::Read, "count who serves a cluster", &cluster, |c, cluster| serving(c, cluster)).await
+    }
+
+    pub(super) async fn in_hands(
+        &self,
+        cluster: &ClusterName,
+        owners: &[WorkerId],
+        after: Option<JobId>,
+        limit: u32,
+    ) -> StoreResult<Vec<Job>> {
+        let hands = Hands {
+            cluster: cluster.as_str().to_owned(),
+            owners: owners.iter().map(|owner| owner.0).collect(),
+            after: after.map(|job| job.0),
+            limit: limit.into(),
+        };
+        self.read(Lane::Read, "look for what workers hold", &hands, |c, hands| in_hands(c, hands)).await
     }
 
     pub(super) async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
@@ -256,6 +292,77 @@ fn workers(connection: &mut PgConnection) -> Work<'_, Vec<Worker>> {
                 })
             })
             .collect()
+    }
+    .boxed()
+}
+
+fn held(connection: &mut PgConnection, worker: WorkerId) -> Work<'_, Vec<JobId>> {
+    async move {
+        let rows = sqlx::query(concat!(
+            "-- held_jobs
+             SELECT DISTINCT mine.job_id
+               FROM workers w CROSS JOIN LATERAL (SELECT s.job_id ",
+            from_held_jobs!(),
+            ") mine WHERE w.id = $1"
+        ))
+        .bind(worker.0)
+        .fetch_all(connection)
+        .await?;
+        rows.iter().map(|row| row.try_get(0).map(JobId)).collect()
+    }
+    .boxed()
+}
+
+fn serving<'c>(connection: &'c mut PgConnection, cluster: &'c str) -> Work<'c, u32> {
+    async move {
+        let serving: i64 = sqlx::query_scalar(
+            "-- workers_serving
+             SELECT count(*) FROM workers w
+              WHERE w.expires_at > now()
+                AND w.clusters::jsonb @> jsonb_build_array(jsonb_build_object('name', $1::text))",
+        )
+        .bind(cluster)
+        .fetch_one(connection)
+        .await?;
+        Ok(u32::try_from(serving).unwrap_or(u32::MAX))
+    }
+    .boxed()
+}
+
+/// Whose jobs to look for, and which of them.
+struct Hands {
+    cluster: String,
+    owners: Vec<Uuid>,
+    after: Option<Uuid>,
+    limit: i64,
+}
+
+fn in_hands<'c>(connection: &'c mut PgConnection, hands: &'c Hands) -> Work<'c, Vec<Job>> {
+    async move {
+        let rows = sqlx::query(
+            "-- jobs_in_hands
+             SELECT DISTINCT s.job_id
+               FROM claims c
+              CROSS JOIN LATERAL unnest(c.job_ids) AS held (job_id)
+               JOIN job_state s ON s.job_id = ANY (ARRAY[held.job_id])
+              WHERE c.worker_id = ANY ($1) AND s.owner = c.worker_id AND s.state IN (2, 3, 4) AND s.cluster = $2
+                AND ($3::uuid IS NULL OR s.job_id > $3)
+              ORDER BY s.job_id LIMIT $4",
+        )
+        .bind(&hands.owners)
+        .bind(&hands.cluster)
+        .bind(hands.after)
+        .bind(hands.limit)
+        .fetch_all(&mut *connection)
+        .await?;
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
+        let mut jobs = whole_jobs(connection, &ids).await?;
+        // Another statement sees another moment: what has left these hands since is not in them.
+        jobs.retain(|job| {
+            job.life.state.is_owned() && job.life.owner.is_some_and(|owner| hands.owners.contains(&owner.0))
+        });
+        jobs.sort_unstable_by_key(|job| job.id);
+        Ok(jobs)
     }
     .boxed()
 }

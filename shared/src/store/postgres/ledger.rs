@@ -52,7 +52,8 @@ impl Rows {
 }
 
 /// Decisions that are no claims do not look at it.
-const UNREAD: Standing = Standing { claimer_alive: true, owner_alive: true, cluster_paused: false };
+const UNREAD: Standing =
+    Standing { claimer_alive: true, owner_alive: true, cluster_paused: false, room: None };
 
 #[async_trait]
 impl Ledger for Rows {
@@ -78,6 +79,11 @@ impl Ledger for Rows {
     async fn save(&mut self, moves: &[Move]) -> StoreResult<HashSet<JobId>> {
         self.pools.save(Batch::of(moves, self.now)).await
     }
+}
+
+/// What the database says of a cluster's room.
+pub(super) fn room(room: Option<i64>) -> Option<u32> {
+    room.map(|room| u32::try_from(room.max(0)).unwrap_or(u32::MAX))
 }
 
 /// A job with everything a claim depends on.
@@ -131,7 +137,8 @@ fn load_whole<'c>(
              SELECT now(), s.version,
                     coalesce((SELECT w.expires_at > now() FROM workers w WHERE w.id = $2), false),
                     coalesce((SELECT w.expires_at > now() FROM workers w WHERE w.id = s.owner), false),
-                    coalesce(s.cluster = ANY ((SELECT array_agg(c.name) FROM clusters c WHERE c.paused)::text[]), false), ",
+                    coalesce(s.cluster = ANY ((SELECT array_agg(c.name) FROM clusters c WHERE c.paused)::text[]), false),
+                    (((SELECT jsonb_object_agg(r.cluster, r.room) FROM cluster_room r)) ->> s.cluster)::bigint, ",
             job_columns!(),
             " FROM job_state s JOIN jobs j ON j.id = ANY (ARRAY[s.job_id]) WHERE s.job_id = ANY ($1)"
         ))
@@ -149,6 +156,7 @@ fn load_whole<'c>(
                 claimer_alive: columns.take()?,
                 owner_alive: columns.take()?,
                 cluster_paused: columns.take()?,
+                room: room(columns.take()?),
             };
             whole.push(Whole { job: columns.job()?, version, standing });
         }

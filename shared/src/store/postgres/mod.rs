@@ -29,10 +29,12 @@ pub use self::{config::PostgresConfig, scratch::ScratchDatabase};
 use self::{pools::Pools, retire::Walk};
 use super::{
     Applied, Apply, Changes, Claimed, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Heartbeat,
-    Hinted, Inserted, Leases, Oldest, Page, PageRequest, Patch, Pulse, Recorded, Removed, Scope, Store,
-    StoreError, StoreResult, Stranded, ToHandBack, ToRecord, Token, Vanished, Worker, WorkerCluster,
+    Hinted, Inserted, Leases, Oldest, Page, PageRequest, Patch, Pulse, Recorded, Removed, Reported, Scope,
+    Store, StoreError, StoreResult, Stranded, ToHandBack, ToRecord, Token, Vanished, Worker, WorkerCluster,
 };
-use crate::domain::{ClusterName, Command, HistoryEntry, Job, JobId, NewJob, StatusEvent, TokenId, WorkerId};
+use crate::domain::{
+    ClusterName, Command, HistoryEntry, Job, JobId, NewJob, Report, StatusEvent, TokenId, WorkerId,
+};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection, migrate::Migrator};
@@ -144,7 +146,17 @@ impl Leases for PostgresStore {
         clusters: &[WorkerCluster],
         jobs: &[JobId],
     ) -> StoreResult<Vec<Claimed>> {
-        timed("claim", self.pools.claim(worker, clusters, jobs)).await
+        timed("claim", self.pools.claim(worker, clusters, jobs, false)).await
+    }
+
+    async fn claim_alone(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        job: JobId,
+    ) -> StoreResult<Claimed> {
+        let claimed = timed("claim", self.pools.claim(worker, clusters, &[job], true)).await?;
+        Ok(claimed.into_iter().next().unwrap_or(Claimed::Absent))
     }
 
     async fn record(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {
@@ -157,6 +169,24 @@ impl Leases for PostgresStore {
 
     async fn deregister(&self, worker: WorkerId) -> StoreResult<()> {
         timed("deregister", self.pools.deregister(worker)).await
+    }
+
+    async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>> {
+        timed("held", self.pools.held(worker)).await
+    }
+
+    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+        timed("serving", self.pools.serving(cluster)).await
+    }
+
+    async fn in_hands(
+        &self,
+        cluster: &ClusterName,
+        owners: &[WorkerId],
+        after: Option<JobId>,
+        limit: u32,
+    ) -> StoreResult<Vec<Job>> {
+        timed("in_hands", self.pools.in_hands(cluster, owners, after, limit)).await
     }
 
     async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
@@ -202,6 +232,10 @@ impl Store for PostgresStore {
 
     async fn patch(&self, scope: &Scope, job: JobId, patch: &Patch) -> StoreResult<Option<Job>> {
         timed("patch", self.pools.patch(scope, job, patch)).await
+    }
+
+    async fn report(&self, scope: &Scope, job: JobId, report: &Report) -> StoreResult<Reported> {
+        timed("report", self.pools.report(scope, job, report)).await
     }
 
     async fn remove(&self, scope: &Scope, job: JobId) -> StoreResult<Removed> {
@@ -281,6 +315,10 @@ impl Store for PostgresStore {
 
     async fn set_paused(&self, cluster: &ClusterName, paused: bool, by: &str) -> StoreResult<()> {
         timed("set_paused", self.pools.set_paused(cluster, paused, by)).await
+    }
+
+    async fn limit(&self, cluster: &ClusterName, max_in_flight: Option<u32>, by: &str) -> StoreResult<()> {
+        timed("limit", self.pools.limit(cluster, max_in_flight, by)).await
     }
 
     async fn create_token(&self, token: &Token) -> StoreResult<()> {

@@ -2,7 +2,8 @@
 
 use crate::{
     domain::{
-        ClusterName, Document, Job, JobId, JobState, Life, Project, Reach, RetryPolicy, Submission, WorkerId,
+        ClusterName, Document, Job, JobId, JobState, Life, Project, Reach, RetryPolicy, SelfReport,
+        Submission, WorkerId,
     },
     store::kernel::Row,
 };
@@ -24,8 +25,9 @@ macro_rules! life_columns {
 macro_rules! job_columns {
     () => {
         concat!(
-            "j.id, j.created_at, j.run_at, j.progress, j.project, j.cluster, j.name, j.created_by, j.labels, j.spec, \
-             j.inputs, j.outputs, s.retry, s.max_attempts, s.priority, ",
+            "j.id, j.created_at, j.run_at, j.reported_attempt, j.reported_seq, j.progress, j.stage, j.message, j.project, \
+             j.cluster, j.name, j.created_by, j.labels, j.spec, j.inputs, j.outputs, s.retry, s.max_attempts, \
+             s.priority, ",
             $crate::store::postgres::rows::life_columns!()
         )
     };
@@ -104,12 +106,22 @@ impl<'r> Columns<'r> {
         })
     }
 
+    /// What an attempt has told of itself, if one has.
+    fn report(&mut self) -> sqlx::Result<Option<SelfReport>> {
+        let attempt = self.take::<Option<i32>>()?.map(u32::try_from).transpose().map_err(corrupt)?;
+        let seq = self.take::<Option<i64>>()?.map(u64::try_from).transpose().map_err(corrupt)?;
+        let progress = self.take::<Option<i16>>()?.map(u8::try_from).transpose().map_err(corrupt)?;
+        let (stage, message) = (self.take()?, self.take()?);
+        let seq = seq.unwrap_or_default();
+        Ok(attempt.map(|attempt| SelfReport { attempt, seq, progress, stage, message }))
+    }
+
     /// [`job_columns`].
     pub(super) fn job(&mut self) -> sqlx::Result<Job> {
         let id = JobId(self.take()?);
         let created_at = self.take()?;
         let run_at = self.take()?;
-        let progress = self.take::<Option<i16>>()?.map(u8::try_from).transpose().map_err(corrupt)?;
+        let report = self.report()?;
         let project = self.name::<Project>()?;
         let cluster = self.name::<ClusterName>()?;
         let name = self.take()?;
@@ -132,7 +144,7 @@ impl<'r> Columns<'r> {
             priority,
             inputs,
             outputs,
-            progress,
+            report,
             max_attempts,
             retry,
             created_by,

@@ -10,12 +10,15 @@ use super::{
 };
 use crate::{
     domain::{AttemptTimes, Change, ClusterName, JobId, JobState, Life, Phase, Project, SUSPECT_AFTER},
-    store::{StoreResult, kernel::Move},
+    store::{
+        StoreResult,
+        kernel::{Move, fresh_claims},
+    },
 };
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use serde::Serialize;
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -64,6 +67,9 @@ pub(super) struct Batch {
     steps: Vec<i16>,
     words: Vec<String>,
     lines: Lines,
+    /// Limited clusters, in order, and how many jobs of each are claimed.
+    limited: Vec<String>,
+    fresh: Vec<i64>,
 }
 
 /// What each kind of step does to the counts.
@@ -125,6 +131,10 @@ impl Batch {
             batch.push_step(moved, &mut steps);
         }
         batch.words = telling.into_words();
+        for (cluster, fresh) in fresh_claims(moves) {
+            batch.limited.push(cluster.as_str().to_owned());
+            batch.fresh.push(fresh.into());
+        }
         batch.thin_out();
         batch
     }
@@ -235,8 +245,46 @@ fn deviations(changes: &[Change]) -> Option<String> {
 impl Pools {
     /// Saves the moves; answers the jobs whose row was still as it was read.
     pub(super) async fn save(self: &Arc<Self>, batch: Batch) -> StoreResult<HashSet<JobId>> {
-        self.write(Lane::Hot, "save jobs", batch, |c, batch| save(c, batch)).await
+        if batch.limited.is_empty() {
+            return self.write(Lane::Hot, "save jobs", batch, |c, batch| save(c, batch)).await;
+        }
+        self.write(Lane::Hot, "save claims of limited clusters", batch, |c, batch| save_limited(c, batch))
+            .await
     }
+}
+
+/// Readers of the feed rely on its lock being there before the transaction has a number, which locking a row gives it. And a
+/// client that stands still must not hold up the others for long.
+const BEGIN_LIMITED: &str = "BEGIN; LOCK TABLE feed IN ROW EXCLUSIVE MODE;
+    SET LOCAL idle_in_transaction_session_timeout = '2s'";
+
+/// Claims of limited clusters are made one batch after another, so that each sees what those before it took.
+fn save_limited<'c>(connection: &'c mut PgConnection, b: &'c Batch) -> Work<'c, HashSet<JobId>> {
+    async move {
+        let mut transaction = connection.begin_with(BEGIN_LIMITED).await?;
+        sqlx::query(
+            "-- lock_limited_clusters
+             SELECT 1 FROM clusters WHERE name = ANY ($1) ORDER BY name FOR UPDATE",
+        )
+        .bind(&b.limited)
+        .execute(&mut *transaction)
+        .await?;
+        // A statement of its own sees what was committed while this one waited for the lock.
+        let full: bool = sqlx::query_scalar(
+            "-- limited_clusters_full
+             SELECT EXISTS (SELECT 1 FROM unnest($1::text[], $2::bigint[]) AS claimed (cluster, jobs)
+                              JOIN cluster_room r ON r.cluster = claimed.cluster
+                             WHERE r.room < claimed.jobs)",
+        )
+        .bind(&b.limited)
+        .bind(&b.fresh)
+        .fetch_one(&mut *transaction)
+        .await?;
+        let saved = if full { HashSet::new() } else { save(&mut transaction, b).await? };
+        transaction.commit().await?;
+        Ok(saved)
+    }
+    .boxed()
 }
 
 fn save<'c>(connection: &'c mut PgConnection, b: &'c Batch) -> Work<'c, HashSet<JobId>> {

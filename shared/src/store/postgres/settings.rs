@@ -1,8 +1,8 @@
-//! What operators set: paused clusters, tokens. And the server's own answer and clock.
+//! What operators set: pauses, limits, tokens. And the server's own answer and clock.
 
 use super::{
     pools::{Lane, Pools, Work},
-    rows::{Columns, corrupt, json},
+    rows::{Columns, corrupt, json, signed},
 };
 use crate::{
     domain::{ClusterName, Project, TokenId},
@@ -31,6 +31,19 @@ impl Pools {
         let input = (cluster.as_str().to_owned(), paused, by.to_owned());
         self.write(Lane::Hot, "set a cluster", input, |c, (cluster, paused, by)| {
             set_paused(c, cluster, *paused, by)
+        })
+        .await
+    }
+
+    pub(super) async fn limit(
+        self: &Arc<Self>,
+        cluster: &ClusterName,
+        max_in_flight: Option<u32>,
+        by: &str,
+    ) -> StoreResult<()> {
+        let input = (cluster.as_str().to_owned(), max_in_flight, by.to_owned());
+        self.write(Lane::Hot, "limit a cluster", input, |c, (cluster, max_in_flight, by)| {
+            limit(c, cluster, *max_in_flight, by)
         })
         .await
     }
@@ -68,7 +81,7 @@ fn cluster_settings(connection: &mut PgConnection) -> Work<'_, Vec<ClusterSettin
     async move {
         let rows = sqlx::query(
             "-- cluster_settings
-             SELECT name, paused, set_by, set_at FROM clusters ORDER BY name",
+             SELECT name, paused, set_by, set_at, max_in_flight FROM clusters ORDER BY name",
         )
         .fetch_all(connection)
         .await?;
@@ -80,9 +93,32 @@ fn cluster_settings(connection: &mut PgConnection) -> Work<'_, Vec<ClusterSettin
                     paused: columns.take()?,
                     by: columns.take()?,
                     at: columns.take()?,
+                    max_in_flight: columns.take::<Option<i32>>()?.map(i32::unsigned_abs),
                 })
             })
             .collect()
+    }
+    .boxed()
+}
+
+fn limit<'c>(
+    connection: &'c mut PgConnection,
+    cluster: &'c str,
+    max_in_flight: Option<u32>,
+    by: &'c str,
+) -> Work<'c, ()> {
+    async move {
+        sqlx::query(
+            "-- limit_cluster
+             INSERT INTO clusters (name, paused, set_by, set_at, max_in_flight) VALUES ($1, false, $2, now(), $3)
+             ON CONFLICT (name) DO UPDATE SET max_in_flight = excluded.max_in_flight",
+        )
+        .bind(cluster)
+        .bind(by)
+        .bind(max_in_flight.map(signed))
+        .execute(connection)
+        .await
+        .map(drop)
     }
     .boxed()
 }
@@ -114,8 +150,8 @@ fn create_token<'c>(connection: &'c mut PgConnection, token: &'c Token) -> Work<
     async move {
         sqlx::query(
             "-- create_token
-             INSERT INTO tokens (id, name, project, roles, secret_sha256, created_by, created_at, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+             INSERT INTO tokens (id, name, project, roles, secret_sha256, created_by, created_at, expires_at, cluster)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
              ON CONFLICT (id) DO NOTHING",
         )
         .bind(token.id.0)
@@ -126,6 +162,7 @@ fn create_token<'c>(connection: &'c mut PgConnection, token: &'c Token) -> Work<
         .bind(&token.created_by)
         .bind(token.created_at)
         .bind(token.expires_at)
+        .bind(token.cluster.as_ref().map(ClusterName::as_str))
         .execute(connection)
         .await
         .map(drop)
@@ -136,7 +173,7 @@ fn create_token<'c>(connection: &'c mut PgConnection, token: &'c Token) -> Work<
 /// What [`read_token`] reads.
 macro_rules! token_columns {
     () => {
-        "t.id, t.name, t.project, t.roles, t.secret_sha256, t.created_by, t.created_at, t.expires_at"
+        "t.id, t.name, t.project, t.roles, t.secret_sha256, t.created_by, t.created_at, t.expires_at, t.cluster"
     };
 }
 
@@ -155,6 +192,7 @@ fn read_token(row: &PgRow) -> sqlx::Result<Token> {
         created_by: columns.take()?,
         created_at: columns.take()?,
         expires_at: columns.take()?,
+        cluster: columns.take::<Option<String>>()?.map(ClusterName::try_from).transpose().map_err(corrupt)?,
     })
 }
 

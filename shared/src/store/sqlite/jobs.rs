@@ -9,9 +9,10 @@ use super::{
     writer::{Transaction, fault},
 };
 use crate::{
-    domain::{Command, Deviation, HistoryEntry, Job, JobId, JobState, NewJob, derive_history},
+    domain::{Command, Deviation, HistoryEntry, Job, JobId, JobState, NewJob, Report, derive_history},
     store::{
-        Commanded, Filter, Inserted, JobChange, Page, PageRequest, Patch, Removed, Scope, StoreResult,
+        Commanded, Filter, Inserted, JobChange, Page, PageRequest, Patch, Removed, Reported, Scope,
+        StoreResult,
         kernel::{Decided, Told, decide},
     },
 };
@@ -125,6 +126,27 @@ impl SqliteStore {
         patched.await
     }
 
+    pub(super) async fn take_report(
+        &self,
+        scope: &Scope,
+        id: JobId,
+        report: &Report,
+    ) -> StoreResult<Reported> {
+        let (scope, report) = (scope.clone(), report.clone());
+        let reported = self.writer.run(move |Transaction { connection, .. }| {
+            Box::pin(async move {
+                let found = find_here(connection, id).await?.filter(|job| scope.covers(&job.project));
+                let Some(mut job) = found else { return Ok(Reported::Absent) };
+                if let Err(refusal) = report.apply(&mut job) {
+                    return Ok(Reported::Refused(refusal));
+                }
+                change(connection, &job).await?;
+                Ok(Reported::Taken(Box::new(job)))
+            })
+        });
+        reported.await
+    }
+
     pub(super) async fn remove_job(&self, scope: &Scope, id: JobId) -> StoreResult<Removed> {
         let scope = scope.clone();
         let removed = self.writer.run(move |Transaction { connection, .. }| {
@@ -180,7 +202,7 @@ impl SqliteStore {
     }
 }
 
-/// Writes what was changed by hand.
+/// Writes what was changed by hand, or told by the job itself.
 async fn change(connection: &mut SqliteConnection, job: &Job) -> StoreResult<()> {
     const OPERATION: &str = "change a job";
     sqlx::query("-- patch_job\nUPDATE jobs SET asked = ?2, labels = ?3 WHERE id = ?1")

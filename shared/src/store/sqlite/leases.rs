@@ -2,15 +2,16 @@
 
 use super::{
     SqliteStore,
+    queue::hint,
     rows::{LISTED_JOBS, Rows, id, job, list, micros, read, time, write},
     writer::{Transaction, fault},
 };
 use crate::{
-    domain::{Job, JobId, StatusEvent, WorkerId},
+    domain::{ClusterName, Job, JobId, StatusEvent, WorkerId},
     store::{
         Applied, Claimed, Heartbeat, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Vanished, Worker,
         WorkerCluster,
-        kernel::{Decided, Told, decide},
+        kernel::{Decided, Told, decide, refused_for_room},
     },
 };
 use sqlx::Row as _;
@@ -79,11 +80,12 @@ impl SqliteStore {
         worker: WorkerId,
         clusters: &[WorkerCluster],
         jobs: &[JobId],
+        alone: bool,
     ) -> StoreResult<Vec<Claimed>> {
         let (clusters, jobs) = (clusters.to_vec(), jobs.to_vec());
         let claimed = self.writer.run(move |transaction| {
             Box::pin(async move {
-                let told = Told::Claim { worker, clusters: &clusters, alone: jobs.len() == 1 };
+                let told = Told::Claim { worker, clusters: &clusters, alone };
                 let facts: Vec<_> = jobs.iter().map(|job| (*job, told)).collect();
                 let decided = decide(&mut Rows { transaction, claimer: Some(worker) }, &facts).await?;
                 let granted: Vec<_> = decided.into_iter().map(|answer| answer.granted(worker)).collect();
@@ -97,10 +99,64 @@ impl SqliteStore {
                         None => Claimed::Absent,
                     },
                 });
-                Ok(claimed.collect())
+                let claimed: Vec<Claimed> = claimed.collect();
+                let full = refused_for_room(&jobs, &claimed);
+                if !full.is_empty() {
+                    hint(&mut transaction.connection, &full, None).await?;
+                }
+                Ok(claimed)
             })
         });
         claimed.await
+    }
+
+    pub(super) async fn held_jobs(&self, worker: WorkerId) -> StoreResult<Vec<JobId>> {
+        let rows = sqlx::query("-- held\nSELECT job FROM job_state WHERE owner = ?1 AND state IN (2, 3, 4)")
+            .bind(worker.0)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|e| fault(e, "look for what a worker holds"))?;
+        rows.iter().map(|row| id(row, "job").map(JobId)).collect()
+    }
+
+    pub(super) async fn count_serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+        let count = sqlx::query_scalar(
+            "-- serving
+            SELECT count(*) FROM workers
+             WHERE expires_at > ?2
+               AND EXISTS (SELECT 1 FROM json_each(told, '$.clusters') WHERE json_each.value ->> '$.name' = ?1)",
+        );
+        count
+            .bind(cluster.as_str().to_owned())
+            .bind(micros(self.clock.now()))
+            .fetch_one(&self.readers)
+            .await
+            .map_err(|e| fault(e, "count who serves a cluster"))
+    }
+
+    pub(super) async fn jobs_in_hands(
+        &self,
+        cluster: &ClusterName,
+        owners: &[WorkerId],
+        after: Option<JobId>,
+        limit: u32,
+    ) -> StoreResult<Vec<Job>> {
+        let rows = sqlx::query(
+            "-- in_hands
+            SELECT jobs.asked, job_state.life, job_state.priority
+              FROM job_state CROSS JOIN jobs ON jobs.id = job_state.job
+             WHERE job_state.owner IN (SELECT unhex(value) FROM json_each(?1)) AND job_state.state IN (2, 3, 4)
+               AND job_state.cluster = ?2 AND ifnull(job_state.job > ?3, 1)
+             ORDER BY job_state.job LIMIT ?4",
+        )
+        .bind(list(owners.iter().map(|owner| owner.0)))
+        .bind(cluster.as_str().to_owned())
+        .bind(after.map(|job| job.0))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|e| fault(e, "look for what workers hold"))?;
+        rows.iter().map(job).collect()
     }
 
     pub(super) async fn record_submissions(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {

@@ -19,12 +19,14 @@ pub use self::scratch::floors;
 use self::writer::{Writer, fault};
 use super::{
     Applied, Apply, Changes, Claimed, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Heartbeat,
-    Hinted, Inserted, Leases, Oldest, Page, PageRequest, Patch, Pulse, Recorded, Removed, Scope, Store,
-    StoreError, StoreResult, Stranded, ToHandBack, ToRecord, Token, Vanished, Worker, WorkerCluster,
+    Hinted, Inserted, Leases, Oldest, Page, PageRequest, Patch, Pulse, Recorded, Removed, Reported, Scope,
+    Store, StoreError, StoreResult, Stranded, ToHandBack, ToRecord, Token, Vanished, Worker, WorkerCluster,
 };
 use crate::{
     clock::Clock,
-    domain::{ClusterName, Command, HistoryEntry, Job, JobId, NewJob, StatusEvent, TokenId, WorkerId},
+    domain::{
+        ClusterName, Command, HistoryEntry, Job, JobId, NewJob, Report, StatusEvent, TokenId, WorkerId,
+    },
 };
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -145,7 +147,17 @@ impl Leases for SqliteStore {
         clusters: &[WorkerCluster],
         jobs: &[JobId],
     ) -> StoreResult<Vec<Claimed>> {
-        self.claim_jobs(worker, clusters, jobs).await
+        self.claim_jobs(worker, clusters, jobs, false).await
+    }
+
+    async fn claim_alone(
+        &self,
+        worker: WorkerId,
+        clusters: &[WorkerCluster],
+        job: JobId,
+    ) -> StoreResult<Claimed> {
+        let claimed = self.claim_jobs(worker, clusters, &[job], true).await?;
+        Ok(claimed.into_iter().next().unwrap_or(Claimed::Absent))
     }
 
     async fn record(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {
@@ -158,6 +170,24 @@ impl Leases for SqliteStore {
 
     async fn deregister(&self, worker: WorkerId) -> StoreResult<()> {
         self.end_lease(worker).await
+    }
+
+    async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>> {
+        self.held_jobs(worker).await
+    }
+
+    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+        self.count_serving(cluster).await
+    }
+
+    async fn in_hands(
+        &self,
+        cluster: &ClusterName,
+        owners: &[WorkerId],
+        after: Option<JobId>,
+        limit: u32,
+    ) -> StoreResult<Vec<Job>> {
+        self.jobs_in_hands(cluster, owners, after, limit).await
     }
 
     async fn leftovers(&self, found: &[(JobId, u32, String)]) -> StoreResult<Vec<usize>> {
@@ -204,6 +234,10 @@ impl Store for SqliteStore {
 
     async fn patch(&self, scope: &Scope, job: JobId, patch: &Patch) -> StoreResult<Option<Job>> {
         self.patch_job(scope, job, patch).await
+    }
+
+    async fn report(&self, scope: &Scope, job: JobId, report: &Report) -> StoreResult<Reported> {
+        self.take_report(scope, job, report).await
     }
 
     async fn remove(&self, scope: &Scope, job: JobId) -> StoreResult<Removed> {
@@ -284,6 +318,10 @@ impl Store for SqliteStore {
 
     async fn set_paused(&self, cluster: &ClusterName, paused: bool, by: &str) -> StoreResult<()> {
         self.pause(cluster, paused, by).await
+    }
+
+    async fn limit(&self, cluster: &ClusterName, max_in_flight: Option<u32>, by: &str) -> StoreResult<()> {
+        self.set_limit(cluster, max_in_flight, by).await
     }
 
     async fn create_token(&self, token: &Token) -> StoreResult<()> {

@@ -28,7 +28,11 @@ fn bad_name(source: crate::domain::NameError) -> StoreError {
 }
 
 /// Notes how long hints are good, for waiting and for stranded jobs.
-async fn hint(connection: &mut SqliteConnection, jobs: &[JobId], until: Option<i64>) -> StoreResult<()> {
+pub(super) async fn hint(
+    connection: &mut SqliteConnection,
+    jobs: &[JobId],
+    until: Option<i64>,
+) -> StoreResult<()> {
     for statement in [
         "-- hint_waiting\nUPDATE waiting SET hinted_until = ?2 WHERE job IN (SELECT unhex(value) FROM json_each(?1))",
         "-- hint_stranded
@@ -99,7 +103,8 @@ impl SqliteStore {
                    (SELECT count(*) FROM waiting w
                      WHERE w.cluster = c.cluster AND w.hinted_until > ?1 AND w.due_at <= ?1) AS outstanding,
                    (SELECT count(*) FROM waiting w
-                     WHERE w.cluster = c.cluster AND w.hinted_until <= ?1 AND w.due_at <= ?1) AS expired
+                     WHERE w.cluster = c.cluster AND w.hinted_until <= ?1 AND w.due_at <= ?1) AS expired,
+                   (SELECT r.room FROM cluster_room r WHERE r.cluster = c.cluster) AS room
               FROM (SELECT DISTINCT q.cluster FROM counts q
                      WHERE q.state = 1 AND q.jobs > 0
                        AND EXISTS (SELECT 1 FROM waiting w
@@ -115,6 +120,7 @@ impl SqliteStore {
                 cluster: cluster(row)?,
                 outstanding: count("outstanding"),
                 expired: count("expired"),
+                room: row.get("room"),
             })
         };
         rows.iter().map(hinted).collect()

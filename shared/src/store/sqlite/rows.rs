@@ -94,10 +94,12 @@ impl Ledger for Rows<'_> {
         let Transaction { connection, now } = &mut *self.transaction;
         let rows = sqlx::query(
             "-- load_jobs
+            WITH room AS MATERIALIZED (SELECT cluster, room FROM cluster_room)
             SELECT s.job, s.project, s.cluster, s.priority, s.max_attempts, s.retry, s.life, s.version,
                    EXISTS (SELECT 1 FROM workers WHERE workers.id = ?2 AND workers.expires_at > ?3) AS claimer_alive,
                    EXISTS (SELECT 1 FROM workers WHERE workers.id = s.owner AND workers.expires_at > ?3) AS owner_alive,
-                   EXISTS (SELECT 1 FROM clusters WHERE clusters.name = s.cluster AND clusters.paused) AS paused
+                   EXISTS (SELECT 1 FROM clusters WHERE clusters.name = s.cluster AND clusters.paused) AS paused,
+                   (SELECT r.room FROM room r WHERE r.cluster = s.cluster) AS room
               FROM json_each(?1) wanted CROSS JOIN job_state s ON s.job = unhex(wanted.value)",
         )
         .bind(list(jobs.iter().map(|job| job.0)))
@@ -194,6 +196,7 @@ fn decidable(row: &SqliteRow) -> StoreResult<Row> {
             claimer_alive: row.get("claimer_alive"),
             owner_alive: row.get("owner_alive"),
             cluster_paused: row.get("paused"),
+            room: row.get("room"),
         },
     })
 }

@@ -1,4 +1,4 @@
-//! What operators set: paused clusters, tokens.
+//! What operators set: pauses, limits, tokens.
 
 use super::{
     SqliteStore,
@@ -13,11 +13,12 @@ use sqlx::Row as _;
 
 impl SqliteStore {
     pub(super) async fn settings(&self) -> StoreResult<Vec<ClusterSetting>> {
-        let rows =
-            sqlx::query("-- cluster_settings\nSELECT name, paused, by, at FROM clusters ORDER BY name")
-                .fetch_all(&self.readers)
-                .await
-                .map_err(|e| fault(e, "read cluster settings"))?;
+        let rows = sqlx::query(
+            "-- cluster_settings\nSELECT name, paused, by, at, max_in_flight FROM clusters ORDER BY name",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|e| fault(e, "read cluster settings"))?;
         let setting = |row: &sqlx::sqlite::SqliteRow| {
             let cluster: ClusterName =
                 row.get::<String, _>("name").try_into().map_err(|source: crate::domain::NameError| {
@@ -28,6 +29,7 @@ impl SqliteStore {
                 paused: row.get("paused"),
                 by: row.get("by"),
                 at: time(row.get("at")),
+                max_in_flight: row.get("max_in_flight"),
             })
         };
         rows.iter().map(setting).collect()
@@ -37,14 +39,45 @@ impl SqliteStore {
         let (cluster, by) = (cluster.to_string(), by.to_owned());
         let set = self.writer.run(move |Transaction { connection, now }| {
             Box::pin(async move {
-                sqlx::query("-- set_paused\nINSERT OR REPLACE INTO clusters (name, paused, by, at) VALUES (?1, ?2, ?3, ?4)")
-                    .bind(cluster)
-                    .bind(paused)
-                    .bind(by)
-                    .bind(micros(*now))
-                    .execute(connection)
-                    .await
-                    .map_err(|e| fault(e, "pause a cluster"))?;
+                sqlx::query(
+                    "-- set_paused
+                    INSERT INTO clusters (name, paused, by, at) VALUES (?1, ?2, ?3, ?4)
+                    ON CONFLICT DO UPDATE SET paused = excluded.paused, by = excluded.by, at = excluded.at",
+                )
+                .bind(cluster)
+                .bind(paused)
+                .bind(by)
+                .bind(micros(*now))
+                .execute(connection)
+                .await
+                .map_err(|e| fault(e, "pause a cluster"))?;
+                Ok(())
+            })
+        });
+        set.await
+    }
+
+    pub(super) async fn set_limit(
+        &self,
+        cluster: &ClusterName,
+        max_in_flight: Option<u32>,
+        by: &str,
+    ) -> StoreResult<()> {
+        let (cluster, by) = (cluster.to_string(), by.to_owned());
+        let set = self.writer.run(move |Transaction { connection, now }| {
+            Box::pin(async move {
+                sqlx::query(
+                    "-- limit_cluster
+                    INSERT INTO clusters (name, paused, by, at, max_in_flight) VALUES (?1, 0, ?2, ?3, ?4)
+                    ON CONFLICT DO UPDATE SET max_in_flight = excluded.max_in_flight",
+                )
+                .bind(cluster)
+                .bind(by)
+                .bind(micros(*now))
+                .bind(max_in_flight)
+                .execute(connection)
+                .await
+                .map_err(|e| fault(e, "limit a cluster"))?;
                 Ok(())
             })
         });

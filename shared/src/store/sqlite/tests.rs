@@ -1,10 +1,7 @@
-//! The store in a file, through the suite every store must pass, and what only a file can show.
+//! What only a store in a file can show.
 
 use super::*;
-use crate::{
-    clock::{ManualClock, SystemClock},
-    store::{FullStore, conformance::Stage, differential},
-};
+use crate::clock::{ManualClock, SystemClock};
 
 struct InFile {
     directory: tempfile::TempDir,
@@ -12,33 +9,11 @@ struct InFile {
     store: Arc<SqliteStore>,
 }
 
-#[async_trait]
-impl Stage for InFile {
-    fn store(&self) -> Arc<dyn FullStore> {
-        self.store.clone()
-    }
-
-    async fn pass(&self, by: Duration) {
-        self.clock.advance(by);
-    }
-
-    async fn close(&self) {
-        self.store.close().await;
-    }
-}
-
 async fn in_file() -> anyhow::Result<InFile> {
     let directory = tempfile::tempdir()?;
     let clock = Arc::new(ManualClock::at(SystemClock.now()));
     let store = Arc::new(SqliteStore::open(&directory.path().join("jobs.db"), clock.clone()).await?);
     Ok(InFile { directory, clock, store })
-}
-
-crate::store_conformance!(in_file);
-
-#[tokio::test(flavor = "multi_thread")]
-async fn random_operations_are_answered_as_the_model_answers_them() -> anyhow::Result<()> {
-    differential::agree(80, in_file)
 }
 
 #[tokio::test]
@@ -65,5 +40,26 @@ async fn what_was_committed_is_there_after_the_file_is_opened_again() -> anyhow:
     assert!(store.cluster_settings().await?[0].paused);
     store.check_integrity().await?;
     store.close().await;
+    Ok(())
+}
+
+/// What a build before reports were kept by attempt left in the file.
+#[tokio::test]
+async fn progress_of_an_older_file_belongs_to_the_attempt_under_way() -> anyhow::Result<()> {
+    let mut connection = SqliteConnection::connect("sqlite::memory:").await?;
+    for older in [
+        "CREATE TABLE jobs (id INTEGER, asked TEXT)",
+        "CREATE TABLE job_state (job INTEGER, life TEXT)",
+        r#"INSERT INTO jobs VALUES (1, '{"name": "a", "progress": 40}'), (2, '{"name": "b", "progress": null}')"#,
+        r#"INSERT INTO job_state VALUES (1, '{"attempt": 3}'), (2, '{"attempt": 1}')"#,
+        include_str!("../../../migrations/sqlite/0002_reports.sql"),
+    ] {
+        sqlx::query(older).execute(&mut connection).await?;
+    }
+    let told =
+        sqlx::query("SELECT asked -> '$.report' FROM jobs ORDER BY id").fetch_all(&mut connection).await?;
+    let report: crate::domain::SelfReport = serde_json::from_str(told[0].get(0))?;
+    assert_eq!(report, crate::domain::SelfReport { progress: Some(40), ..crate::domain::SelfReport::of(3) });
+    assert_eq!(told[1].get::<Option<String>, _>(0), None);
     Ok(())
 }

@@ -29,6 +29,21 @@ pub(super) async fn a_job_runs_no_longer_than_its_time_limit(bench: Bench) {
     assert_eq!(bench.runs(limited.tag()), 1);
 }
 
+pub(super) async fn a_job_that_outgrows_the_memory_it_asked_for_says_so(bench: Bench) {
+    let asks = |then: &str| {
+        let mut job = bench.job(then);
+        job.spec.resources.memory_mib = Some(64);
+        job
+    };
+    // A line without end, which is kept whole; bounded all the same, should nobody else bound it.
+    let greedy = bench.run(asks("ulimit -v 2000000; exec tail -n 1 /dev/zero")).await;
+    let modest = bench.run(asks("head -c 1000000 /dev/zero | tail -n 1 >/dev/null")).await;
+    bench.ends(&modest, Ending::Finished).await;
+    let end = bench.end(&greedy).await;
+    assert_eq!(end.ending, Ending::Failed, "{end:?}");
+    assert!(end.reason.contains("out of memory"), "{end:?}");
+}
+
 pub(super) async fn what_cannot_be_run_says_why(bench: Bench) {
     let plain = bench.rig.shared_dir().join("plain");
     std::fs::write(&plain, "no program").expect("a file");
@@ -123,8 +138,8 @@ pub(super) async fn standard_input_and_scripts_arrive_verbatim(bench: Bench) {
 }
 
 /// Variables a resource manager may rightly give a job the same value of as its worker has.
-const OF_THE_HOST: [&str; 10] =
-    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TERM", "TMPDIR", "PWD", "SHLVL"];
+const OF_THE_HOST: [&str; 11] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TERM", "TMPDIR", "PWD", "OLDPWD", "SHLVL"];
 
 pub(super) async fn a_job_gets_its_own_environment_and_nothing_of_the_workers(bench: Bench) {
     let mut spec = bench.spec(&["env", "-0"]);
@@ -200,7 +215,20 @@ async fn brood(bench: &Bench, name: &str, then: &str) -> (Made, Vec<u32>) {
     (made, pids)
 }
 
+/// Holds the rig's declaration, in both directions.
 fn assert_gone(bench: &Bench, pids: &[u32]) {
+    if !bench.rig.ends_strays() {
+        assert!(bench.rig.is_gone(pids[3]), "the command itself, of {pids:?}, lives on");
+        assert!(
+            !bench.rig.is_gone(pids[1]),
+            "what left its parents was ended, which is more than was declared"
+        );
+        for pid in pids.iter().filter(|pid| !bench.rig.is_gone(**pid)) {
+            let pid = i32::try_from(*pid).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it was there");
+        }
+        return;
+    }
     for pid in pids {
         assert!(bench.rig.is_gone(*pid), "{pid} of {pids:?} lives on");
     }

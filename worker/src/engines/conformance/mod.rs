@@ -6,10 +6,15 @@
 
 mod execution;
 mod submission;
+mod trouble;
 
+use super::{EngineContext, local::RunnerCommand};
 use crate::engine::{Engine, LogChunk, Sighting, Stream, ToCreate};
 use futures::future::BoxFuture;
-use jobgate_shared::domain::{Ending, JobId, JobSpec, Observation, Project, Submission, SubmissionTag};
+use jobgate_shared::{
+    clock,
+    domain::{Ending, JobId, JobSpec, Observation, Project, Submission, SubmissionTag},
+};
 use std::{
     future::Future,
     path::{Path, PathBuf},
@@ -25,8 +30,10 @@ pub trait Rig: Send + Sync {
     /// A directory the test and its jobs both see, the same path for both.
     fn shared_dir(&self) -> &Path;
 
-    /// Whether jobs are commands that run; otherwise the engine itself appends to [`Rig::ledger`].
-    fn runs_commands(&self) -> bool;
+    /// An instance on another worker, whose way to the manager is in trouble. For engines that need [`Needs::Manager`].
+    fn troubled(&self, trouble: Trouble) -> Arc<dyn Engine> {
+        panic!("nothing of {trouble:?} stands between this engine and what runs its jobs")
+    }
 
     /// One line for every beginning, which begins with the tag and a space.
     fn ledger(&self) -> PathBuf {
@@ -40,9 +47,49 @@ pub trait Rig: Send + Sync {
         stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
     }
 
+    /// Whether a process of a job that left its parents is ended with the job, where the manager is set up to know of it.
+    fn ends_strays(&self) -> bool {
+        true
+    }
+
     /// The longest anything may take.
     fn patience(&self) -> Duration {
         Duration::from_mins(1)
+    }
+}
+
+/// What is wrong between an engine and its manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// No call arrives.
+    Cut,
+    /// What does something is done, and its answer is lost. Looks are answered.
+    Mute,
+}
+
+impl Trouble {
+    /// Words to put before every command of a scheduler. `looks`: what the lines of commands that only look match, as a
+    /// pattern of the shell.
+    pub fn prefix(self, looks: &str) -> Vec<String> {
+        let script = match self {
+            Self::Cut => "echo cannot reach the scheduler >&2; exit 75".to_owned(),
+            Self::Mute => format!(
+                r#"case "$*" in {looks}) exec "$@" ;; esac; "$@" >/dev/null 2>&1; echo timed out >&2; exit 75"#
+            ),
+        };
+        ["/bin/sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
+    }
+}
+
+/// What a process gives to an engine that starts no local jobs.
+pub fn context(cluster: &str, data_dir: &Path, call_timeout: Duration) -> EngineContext {
+    EngineContext {
+        cluster: cluster.parse().expect("a name"),
+        clock: clock::system(),
+        data_dir: data_dir.to_owned(),
+        runner: RunnerCommand { program: "/bin/false".into(), args: Vec::new() },
+        call_timeout,
+        look_timeout: call_timeout,
     }
 }
 
@@ -53,6 +100,10 @@ pub enum Needs {
     TwoPhase,
     /// That its jobs are commands, too.
     Commands,
+    /// That a manager runs them which calls may fail to reach.
+    Manager,
+    /// That its jobs get no more memory than they ask for, and it knows when that ended one.
+    Memory,
 }
 
 /// One thing that must hold.
@@ -101,11 +152,14 @@ cases! {
     Commands execution::output_can_be_read_while_it_grows_and_its_end_is_told,
     Commands execution::a_cancel_ends_the_job_and_all_it_started,
     Commands execution::nothing_a_job_started_outlives_it,
+    Memory execution::a_job_that_outgrows_the_memory_it_asked_for_says_so,
+    Manager trouble::what_did_not_reach_its_manager_can_be_asked_again,
+    Manager trouble::what_was_done_and_never_answered_can_be_asked_again,
 }
 
-/// Every case an engine must pass that does, or does not, run commands.
-pub fn cases(runs_commands: bool) -> impl Iterator<Item = &'static Case> {
-    CASES.iter().filter(move |case| runs_commands || case.needs == Needs::TwoPhase)
+/// Every case an engine must pass of which this is true.
+pub fn cases(has: &[Needs]) -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(move |case| has.contains(&case.needs))
 }
 
 /// One case's tools.
@@ -157,6 +211,10 @@ impl Bench {
     fn job_of(spec: JobSpec) -> ToCreate {
         let tag = SubmissionTag { job: JobId::generate(), attempt: 1 };
         ToCreate { tag, project: Project::default_project(), name: "conformance".into(), spec }
+    }
+
+    fn troubled(&self, trouble: Trouble) -> Arc<dyn Engine> {
+        self.rig.troubled(trouble)
     }
 
     async fn create(&self, job: ToCreate) -> Made {

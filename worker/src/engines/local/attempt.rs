@@ -12,35 +12,31 @@
 //! ```
 
 use super::records::{Failure, RunSpec, RunnerRecord};
+use crate::engines::beneath::{self, BENEATH};
 use chrono::{DateTime, Utc};
 use jobgate_shared::{domain::Observation, failpoint};
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, FileType, Mode, OFlags},
     io::Errno,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::FileExt as _,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// An attempt's directory.
 #[derive(Debug)]
-pub(super) struct Attempt {
+pub(in crate::engines) struct Attempt {
     dir: OwnedFd,
 }
 
 /// Who has the start token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
+pub(in crate::engines) enum Token {
     /// A runner: the job began.
     Runner {
         /// When.
@@ -60,7 +56,7 @@ impl AsFd for Attempt {
 }
 
 impl Attempt {
-    pub(super) fn new(dir: OwnedFd) -> Self {
+    pub(in crate::engines) fn new(dir: OwnedFd) -> Self {
         Self { dir }
     }
 
@@ -83,7 +79,7 @@ impl Attempt {
     }
 
     /// Who has the start token, if anyone has.
-    pub(super) fn token(&self) -> io::Result<Option<Token>> {
+    pub(in crate::engines) fn token(&self) -> io::Result<Option<Token>> {
         match rustix::fs::statat(&self.dir, "start", AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => {
                 let at = time_of(&stat);
@@ -102,7 +98,7 @@ impl Attempt {
     }
 
     /// Takes the start token so that nobody can; `false` if it is taken.
-    pub(super) fn take_tombstone(&self) -> io::Result<bool> {
+    pub(in crate::engines) fn take_tombstone(&self) -> io::Result<bool> {
         self.taken(rustix::fs::mkdirat(&self.dir, "start", Mode::RWXU))
     }
 
@@ -115,17 +111,17 @@ impl Attempt {
     }
 
     /// It was discarded: a tombstone without a cancel, so no row ever recorded it.
-    pub(super) fn is_discarded(&self) -> io::Result<bool> {
+    pub(in crate::engines) fn is_discarded(&self) -> io::Result<bool> {
         Ok(matches!(self.token()?, Some(Token::Tombstone { .. })) && !self.is_cancel_asked()?)
     }
 
-    pub(super) fn ask_cancel(&self) -> io::Result<()> {
+    pub(in crate::engines) fn ask_cancel(&self) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         rustix::fs::openat(&self.dir, "cancel", flags, PRIVATE)?;
         Ok(())
     }
 
-    pub(super) fn is_cancel_asked(&self) -> io::Result<bool> {
+    pub(in crate::engines) fn is_cancel_asked(&self) -> io::Result<bool> {
         match rustix::fs::statat(&self.dir, "cancel", AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
@@ -162,7 +158,7 @@ impl Attempt {
         self.write_json("failed", failure)
     }
 
-    pub(super) fn failure(&self) -> io::Result<Option<Failure>> {
+    pub(in crate::engines) fn failure(&self) -> io::Result<Option<Failure>> {
         self.read_json("failed")
     }
 
@@ -180,12 +176,12 @@ impl Attempt {
     }
 
     /// When its directory last changed: when it was made, as long as nothing has started it; when it ended, once it has.
-    pub(super) fn changed_at(&self) -> io::Result<DateTime<Utc>> {
+    pub(in crate::engines) fn changed_at(&self) -> io::Result<DateTime<Utc>> {
         Ok(time_of(&rustix::fs::fstat(&self.dir)?))
     }
 
     /// Makes a file of the job's that does not exist yet.
-    pub(super) fn create_new(&self, name: &str) -> io::Result<File> {
+    pub(in crate::engines) fn create_new(&self, name: &str) -> io::Result<File> {
         let flags = OFlags::WRONLY
             | OFlags::CREATE
             | OFlags::EXCL
@@ -195,41 +191,26 @@ impl Attempt {
         Ok(File::from(rustix::fs::openat(&self.dir, name, flags, PRIVATE)?))
     }
 
-    pub(super) fn make_dir(&self, name: &str) -> io::Result<()> {
+    pub(in crate::engines) fn make_dir(&self, name: &str) -> io::Result<()> {
         Ok(rustix::fs::mkdirat(&self.dir, name, Mode::RWXU)?)
     }
 
-    /// Opens a plain file for reading. The job may have put anything in its place: a link is not followed, a FIFO does not
-    /// block, and what is no plain file is not there.
-    pub(super) fn open_existing(&self, name: &str) -> io::Result<Option<File>> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        match rustix::fs::openat2(&self.dir, name, flags, Mode::empty(), BENEATH) {
-            Ok(fd) => {
-                let plain = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode).is_file();
-                Ok(plain.then(|| File::from(fd)))
-            }
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+    /// Opens a plain file for reading, whatever the job has put in its place.
+    pub(in crate::engines) fn open_existing(&self, name: &str) -> io::Result<Option<File>> {
+        beneath::open_plain(&self.dir, name)
     }
 
     /// Up to `limit` bytes of an output file from `offset`, and whether they reach its present end.
-    pub(super) fn read_at(&self, name: &str, offset: u64, limit: usize) -> io::Result<(Vec<u8>, bool)> {
-        let Some(file) = self.open_existing(name)? else { return Ok((Vec::new(), true)) };
-        let left = file.metadata()?.len().saturating_sub(offset);
-        let mut bytes = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(limit)];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match file.read_at(&mut bytes[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+    pub(in crate::engines) fn read_at(
+        &self,
+        name: &str,
+        offset: u64,
+        limit: usize,
+    ) -> io::Result<(Vec<u8>, bool)> {
+        match self.open_existing(name)? {
+            Some(file) => beneath::read_at(&file, offset, limit),
+            None => Ok((Vec::new(), true)),
         }
-        bytes.truncate(filled);
-        let at_end = filled as u64 >= left;
-        Ok((bytes, at_end))
     }
 
     /// A runner that cannot go on says why; the first to look reads it.
@@ -246,7 +227,7 @@ impl Attempt {
         file.write_all(format!("{words}\n").as_bytes())
     }
 
-    fn sync(&self) -> io::Result<()> {
+    pub(in crate::engines) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.dir)?)
     }
 

@@ -62,11 +62,11 @@ impl Default for LocalConfig {
 }
 
 /// Where commands are looked for when nobody says.
-pub(super) const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub(in crate::engines) const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// What `execve` takes for arguments and environment in all, with room left for what the kernel adds: a quarter of the
 /// usual stack limit of 8 MiB.
-const MAX_EXEC_BYTES: usize = (2 << 20) - (64 << 10);
+pub(in crate::engines) const MAX_EXEC_BYTES: usize = (2 << 20) - (64 << 10);
 
 impl LocalConfig {
     pub(in crate::engines) fn check(&self) -> anyhow::Result<()> {

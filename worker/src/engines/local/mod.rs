@@ -16,15 +16,15 @@
 //! **Why nothing is taken for dead that lives.** A runner holds its `control` FIFO open from before it takes the token until
 //! after it has written the end. The kernel closes it, whatever kills the runner; no pid is asked.
 
-mod attempt;
+pub(super) mod attempt;
 mod calls;
 mod cgroup;
-mod config;
+pub(super) mod config;
 mod cpus;
 mod exec;
 mod output;
 mod process;
-mod records;
+pub(super) mod records;
 #[cfg(any(test, fuzzing))]
 pub mod rendering;
 mod runner;

@@ -65,7 +65,7 @@ pub(super) struct RunnerRecord {
 
 /// Why the job's command never ran, written by the second stage in its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Failure {
-    pub(super) exit_code: i32,
-    pub(super) reason: String,
+pub(in crate::engines) struct Failure {
+    pub(in crate::engines) exit_code: i32,
+    pub(in crate::engines) reason: String,
 }

@@ -1,0 +1,384 @@
+//! Answers in the shapes of slurmrestd's versions, read into one; and what a job becomes on its way there.
+
+use super::{
+    config::{SlurmConfig, validate},
+    id::{self, Identity, Mark, Nonce},
+    script,
+    state::{Fault, Legacy},
+    wire::{Answer, JobRecord},
+};
+use crate::engine::ToCreate;
+use jobgate_shared::domain::{Ending, JobId, JobSpec, Observation, Project, SubmissionTag};
+use serde_json::{Value, json};
+use std::process::Command;
+
+fn config() -> SlurmConfig {
+    SlurmConfig { user: Some("jane".into()), ..SlurmConfig::default() }
+}
+
+fn job() -> ToCreate {
+    let tag = SubmissionTag { job: JobId::generate(), attempt: 1 };
+    let spec = JobSpec { command: vec!["true".into()], ..JobSpec::default() };
+    ToCreate { tag, project: Project::default_project(), name: "test".into(), spec }
+}
+
+fn read(answer: Value) -> JobRecord {
+    serde_json::from_value::<Answer>(answer).unwrap().jobs.remove(0)
+}
+
+/// One job in the shapes of v0.0.38 and of v0.0.40 and later.
+fn shapes(state: &str, reason: &str, wait_status: i32) -> [JobRecord; 2] {
+    let (code, signal) = (wait_status >> 8, wait_status & 0x7f);
+    let number = |number: i64| json!({"set": true, "infinite": false, "number": number});
+    let old = json!({"meta": {"Slurm": {"release": "22.05.8"}}, "errors": [], "jobs": [{
+        "job_id": 42, "name": "sum", "comment": "c", "job_state": state, "state_reason": reason,
+        "exit_code": wait_status, "restart_cnt": 0, "submit_time": 1_700_000_000, "start_time": 1_700_000_010,
+        "end_time": 1_700_000_020, "user_name": "jane", "time_limit": null, "nice": null}]});
+    let new = json!({"meta": {"slurm": {"release": "24.11.5"}}, "errors": [], "warnings": [], "jobs": [{
+        "job_id": 42, "name": "sum", "comment": "c", "job_state": [state], "state_reason": reason,
+        "exit_code": {"status": ["ERROR"], "return_code": number(code.into()),
+            "signal": {"id": {"set": signal != 0, "infinite": false, "number": signal}, "name": ""}},
+        "restart_cnt": 0, "submit_time": number(1_700_000_000), "start_time": number(1_700_000_010),
+        "end_time": number(1_700_000_020), "user_name": "jane"}]});
+    [read(old), read(new)]
+}
+
+fn ending(seen: &Observation) -> Option<(Ending, Option<i32>)> {
+    match seen {
+        Observation::Ended { ending, exit_code, .. } => Some((*ending, *exit_code)),
+        Observation::Pending { .. } | Observation::Running { .. } => None,
+    }
+}
+
+fn reason(seen: &Observation) -> String {
+    match seen {
+        Observation::Ended { reason, .. }
+        | Observation::Pending { reason }
+        | Observation::Running { reason, .. } => reason.clone().unwrap_or_default(),
+    }
+}
+
+#[test]
+fn both_shapes_of_a_job_read_as_the_same_one() {
+    for (state, why, status) in [("FAILED", "NonZeroExitCode", 1792), ("FAILED", "NonZeroExitCode", 9)] {
+        let [old, new] = shapes(state, why, status);
+        assert_eq!(old.observe(None), new.observe(None));
+        assert_eq!((old.job_id, id::submitted(&old)), (new.job_id, id::submitted(&new)));
+        assert_eq!(old.user_name, new.user_name);
+    }
+}
+
+#[test]
+fn every_end_of_slurms_is_one_of_ours() {
+    for (state, why, status, expected, words) in [
+        ("COMPLETED", "None", 0, (Ending::Finished, Some(0)), ""),
+        ("FAILED", "NonZeroExitCode", 1792, (Ending::Failed, Some(7)), "exit code 7"),
+        ("FAILED", "NonZeroExitCode", 9, (Ending::Failed, None), "signal 9"),
+        ("FAILED", "NonZeroExitCode", 137 << 8, (Ending::Failed, Some(137)), "signal 9"),
+        ("FAILED", "RaisedSignal:53(Real-time_signal_19)", 53, (Ending::Failed, None), "output"),
+        ("FAILED", "BadConstraints", 0, (Ending::Failed, None), "BadConstraints"),
+        ("CANCELLED", "None", 15, (Ending::Canceled, None), "canceled"),
+        ("TIMEOUT", "TimeLimit", 15, (Ending::TimedOut, None), "time limit"),
+        ("DEADLINE", "DeadLine", 0, (Ending::TimedOut, None), "deadline"),
+        ("OUT_OF_MEMORY", "OutOfMemory", 125 << 8, (Ending::Failed, Some(125)), "out of memory"),
+        ("NODE_FAIL", "NodeDown", 0, (Ending::Lost, None), "node"),
+        ("BOOT_FAIL", "None", 0, (Ending::Failed, None), "boot"),
+        ("PREEMPTED", "None", 0, (Ending::Failed, None), "preempted"),
+    ] {
+        for record in shapes(state, why, status) {
+            let seen = record.observe(None);
+            assert_eq!(ending(&seen), Some(expected), "{state}");
+            assert!(reason(&seen).contains(words), "{state}: {seen:?}");
+            assert!(record.is_over(), "{state}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_over_is_never_told_as_an_end() {
+    for (state, runs) in [
+        ("PENDING", false),
+        ("CONFIGURING", false),
+        ("REQUEUE_HOLD", false),
+        ("A_STATE_OF_TOMORROW", false),
+        ("RUNNING", true),
+        ("SUSPENDED", true),
+        ("COMPLETING", true),
+    ] {
+        for record in shapes(state, "Resources", 0) {
+            let seen = record.observe(None);
+            assert_eq!(matches!(seen, Observation::Running { .. }), runs, "{state}");
+            assert!(!record.is_over() && ending(&seen).is_none(), "{state}");
+        }
+    }
+    let mut completing = shapes("CANCELLED", "None", 0)[1].clone();
+    completing.job_state.push("COMPLETING".into());
+    assert!(!completing.is_over(), "its processes may live");
+}
+
+#[test]
+fn a_run_by_slurm_itself_is_told_as_a_reason() {
+    let [mut record, _] = shapes("RUNNING", "None", 0);
+    record.restart_cnt = Some(2);
+    assert!(reason(&record.observe(None)).contains("run again by Slurm itself, 2 times"));
+}
+
+#[test]
+fn slurmdbds_exit_code_is_not_believed_and_what_the_job_left_is() {
+    let stored = read(json!({"errors": [], "jobs": [{"job_id": 42, "name": "sum",
+        "comment": {"administrator": null, "job": null, "system": null},
+        "state": {"current": "FAILED", "reason": "NonZeroExitCode"},
+        "exit_code": {"status": "SUCCESS", "return_code": 0},
+        "time": {"submission": 1_700_000_000, "start": 1_700_000_010, "end": 1_700_000_020}}]}));
+    assert_eq!(ending(&stored.observe(None)), Some((Ending::Failed, None)));
+    let legacy = Legacy { exit_code: 7, why: None };
+    assert_eq!(ending(&stored.observe(Some(&legacy))), Some((Ending::Failed, Some(7))));
+}
+
+#[test]
+fn every_kind_of_error_means_one_thing() {
+    let judged = |status: u16, errors: Value| {
+        let answer: Answer = serde_json::from_value(json!({"errors": errors, "job_id": 7})).unwrap();
+        match answer.judged(status) {
+            Ok(_) => "done",
+            Err(Fault::Unknown) => "unknown",
+            Err(Fault::Over) => "over",
+            Err(Fault::NotBelieved(_)) => "not believed",
+            Err(Fault::Away(_)) => "away",
+            Err(Fault::Refused(_)) => "refused",
+        }
+    };
+    for (status, errors, meaning) in [
+        (200, json!([]), "done"),
+        (
+            200,
+            json!([{"error_code": 2042, "error": "Job is in held state, pending scheduler release"}]),
+            "done",
+        ),
+        (
+            200,
+            json!([{"error_code": 2015, "error": "Requested partition configuration not available now"}]),
+            "done",
+        ),
+        (500, json!([{"error_number": 2017, "error": "Invalid job id specified"}]), "unknown"),
+        (404, json!([]), "unknown"),
+        (200, json!([{"error_number": 9003, "error": "Nothing found"}]), "unknown"),
+        (500, json!([{"error_number": 2084, "error": "Job has already finished"}]), "over"),
+        (
+            500,
+            json!([{"error_number": -1, "error": "Unspecified error", "source": "slurm_load_jobs"}]),
+            "away",
+        ),
+        (500, json!([{"error_code": 1800, "error": "Unable to contact slurm controller"}]), "away"),
+        (200, json!([{"error_code": 5005, "error": "Zero Bytes were transmitted or received"}]), "away"),
+        (503, json!([]), "away"),
+        (500, json!([{"error_code": 2000, "error": "Invalid partition name specified"}]), "refused"),
+        (
+            500,
+            json!([{"error_code": 2014, "error": "Requested node configuration is not available"}]),
+            "refused",
+        ),
+        (
+            400,
+            json!([{"description": "Unknown key \"x\""}, {"error_code": 9001, "error": "Failure"}]),
+            "refused",
+        ),
+    ] {
+        assert_eq!(judged(status, errors.clone()), meaning, "{status} {errors}");
+    }
+}
+
+#[test]
+fn a_request_has_the_shape_of_its_version_and_is_always_held() {
+    let mut job = job();
+    job.spec.resources.memory_mib = Some(100);
+    job.spec.resources.cpus = Some(2);
+    job.spec.time_limit_seconds = Some(61);
+    job.spec.engine.insert("constraint".into(), "fast".into());
+    let defaults = [("partition".to_owned(), "debug".to_owned())].into();
+    let config = SlurmConfig { defaults, ..config() };
+    let outputs = id::outputs(None, job.tag, Nonce::draw());
+    let request = |version: &str, job: &ToCreate| {
+        script::request(&config, version, job, ("name", "comment"), &outputs, "#!/bin/sh\n".into())
+    };
+    let old = request("v0.0.38", &job).unwrap();
+    assert_eq!(old["script"], "#!/bin/sh\n");
+    assert_eq!((&old["job"]["time_limit"], &old["job"]["memory_per_node"]), (&json!(2), &json!(100)));
+    assert!(old["job"]["environment"].is_object());
+    assert_eq!(old["job"].get("requeue"), None, "its mere presence means yes");
+    let new = request("v0.0.41", &job).unwrap();
+    assert_eq!(new["job"]["script"], "#!/bin/sh\n");
+    assert_eq!(new["job"]["time_limit"]["number"], 2);
+    assert!(new["job"]["environment"].is_array());
+    assert_eq!(new["job"]["requeue"], false);
+    for request in [old, new] {
+        assert_eq!(request["job"]["hold"], true);
+        assert_eq!(
+            (&request["job"]["partition"], &request["job"]["constraints"]),
+            (&json!("debug"), &json!("fast"))
+        );
+    }
+    job.spec.resources.gpus = Some(2);
+    assert!(request("v0.0.38", &job).is_err());
+    assert_eq!(request("v0.0.42", &job).unwrap()["job"]["tres_per_node"], "gres/gpu:2");
+}
+
+#[test]
+fn a_comment_tells_how_far_a_job_was_brought_and_by_which_gateway() {
+    let tag = SubmissionTag { job: JobId::generate(), attempt: 1 };
+    let of = Identity { tag, nonce: Nonce::draw(), job: 7 };
+    for mark in [Mark::Created, Mark::Started, Mark::Discarded] {
+        let record = JobRecord { comment: id::comment(tag, "here", mark), ..JobRecord::default() };
+        assert_eq!(of.mark(&record, "here"), Some(mark));
+        assert_eq!(of.mark(&record, "there"), None);
+    }
+}
+
+/// Runs a script as Slurm would; what the command printed, and what was left of its end.
+fn run(job: &ToCreate) -> (String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let legacy = dir.path().join("exit");
+    let path = dir.path().join("batch");
+    let text = script::render(&config(), job, Some(&legacy));
+    assert!(!text.lines().any(|line| line.starts_with("#SBATCH")), "{text}");
+    std::fs::write(&path, text).unwrap();
+    let output =
+        Command::new("/bin/sh").arg(&path).env_clear().env("PATH", "/usr/bin:/bin").output().unwrap();
+    (String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(legacy).unwrap())
+}
+
+#[test]
+fn no_text_of_a_users_becomes_a_directive_an_option_or_a_command() {
+    let mean =
+        ["\n#SBATCH --uid=0\n", "'; id #", "$(id)", "`id`", "\\", "JOBGATE_END\nid\n", "-n", "", "\"$nl\""];
+    for text in mean {
+        let mut job = job();
+        job.spec.command = vec!["printf".into(), "%s|%s".into(), text.into(), "end".into()];
+        assert_eq!(run(&job), (format!("{text}|end"), "0\n".to_owned()));
+        job.spec.command = ["sh", "-c", "cat; printf '|%s' \"$V\""].map(str::to_owned).to_vec();
+        job.spec.stdin = Some(text.into());
+        job.spec.env.insert("V".into(), text.into());
+        assert_eq!(run(&job).0, format!("{text}|{text}"));
+        job.spec.command = vec!["cat".into()];
+        job.spec.script = Some(text.into());
+        assert_eq!(run(&job).0, text);
+    }
+}
+
+#[test]
+fn a_script_that_slurm_begins_again_runs_nothing_and_tells_what_the_first_came_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (legacy, path) = (dir.path().join("exit"), dir.path().join("batch"));
+    let mut job = job();
+    job.spec.command = ["sh", "-c", "echo runs; exit 7"].map(str::to_owned).to_vec();
+    std::fs::write(&path, script::render(&config(), &job, Some(&legacy))).unwrap();
+    let begin = || {
+        let output =
+            Command::new("/bin/sh").arg(&path).env_clear().env("PATH", "/usr/bin:/bin").output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status.code())
+    };
+    assert_eq!(begin(), ("runs\n".to_owned(), Some(7)));
+    assert_eq!(begin(), (String::new(), Some(7)));
+    std::fs::remove_file(&legacy).unwrap();
+    assert_eq!(begin(), (String::new(), Some(125)));
+    let left = std::fs::read_to_string(&legacy).unwrap();
+    assert!(left.starts_with("125\nbegun again by Slurm itself"), "{left}");
+}
+
+#[test]
+fn an_end_the_job_came_to_by_itself_beats_what_slurm_did_to_it_later() {
+    let well = Legacy { exit_code: 0, why: None };
+    let killed = Legacy { exit_code: 143, why: None };
+    for (state, with_well, with_killed) in [
+        ("CANCELLED", Ending::Finished, Ending::Canceled),
+        ("FAILED", Ending::Finished, Ending::Failed),
+        ("NODE_FAIL", Ending::Finished, Ending::Lost),
+        ("TIMEOUT", Ending::TimedOut, Ending::TimedOut),
+    ] {
+        let job = JobRecord { job_state: vec![state.into()], ..JobRecord::default() };
+        assert_eq!(ending(&job.observe(Some(&well))).map(|(ending, _)| ending), Some(with_well), "{state}");
+        assert_eq!(
+            ending(&job.observe(Some(&killed))).map(|(ending, _)| ending),
+            Some(with_killed),
+            "{state}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_run_says_so_in_what_it_leaves() {
+    for (command, left) in [
+        ("jobgate-no-such-command", "127\njobgate-no-such-command: command not found\n"),
+        ("/no/such/file", "127\n/no/such/file: no such file\n"),
+        ("/etc/passwd", "126\n/etc/passwd: cannot be executed\n"),
+        ("/", "126\n/: cannot be executed\n"),
+    ] {
+        let mut job = job();
+        job.spec.command = vec![command.into()];
+        assert_eq!(run(&job).1, left);
+    }
+    let mut job = job();
+    job.spec.command = ["sh", "-c", "exit 127"].map(str::to_owned).to_vec();
+    assert_eq!(run(&job).1, "127\n", "a command's own code is no fault of ours");
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_field() {
+    let options = [("partition".to_owned(), ["debug".to_owned()].into())].into();
+    let config = SlurmConfig { max_cpus: Some(4), options, max_script_bytes: 100_000, ..config() };
+    let fault = |change: &dyn Fn(&mut JobSpec)| {
+        let mut spec = job().spec;
+        change(&mut spec);
+        validate(&config, &spec).err().map(|fault| fault.field)
+    };
+    let option = |name: &'static str, value: Value| {
+        move |s: &mut JobSpec| drop(s.engine.insert(name.into(), value.clone()))
+    };
+    assert_eq!(fault(&|_| {}), None);
+    assert_eq!(fault(&|s| s.image = Some("alpine".into())).as_deref(), Some("spec.image"));
+    assert_eq!(fault(&|s| s.resources.cpus = Some(5)).as_deref(), Some("spec.resources.cpus"));
+    assert_eq!(fault(&|s| s.resources.gpus = Some(1)).as_deref(), Some("spec.resources.gpus"));
+    assert_eq!(fault(&|s| s.resources.nodes = Some(2)).as_deref(), Some("spec.resources.nodes"));
+    assert_eq!(fault(&|s| s.command[0] = "A=1".into()).as_deref(), Some("spec.command[0]"));
+    assert_eq!(fault(&|s| s.command[0] = "-S".into()).as_deref(), Some("spec.command[0]"));
+    assert_eq!(fault(&|s| s.stdin = Some("x".repeat(100_000))).as_deref(), Some("spec"));
+    assert_eq!(fault(&option("partition", "debug".into())), None);
+    for (name, value) in [
+        ("partition", json!("long")),
+        ("qos", json!("high")),
+        ("partition", json!("a b")),
+        ("array", json!("1-9")),
+    ] {
+        assert_eq!(fault(&option(name, value)), Some(format!("spec.engine.{name}")));
+    }
+}
+
+#[test]
+fn a_script_is_never_longer_than_the_spec_was_judged_to_make_it() {
+    let mut job = job();
+    job.spec.command.extend(["'".repeat(3_000), "\n".repeat(3_000)]);
+    job.spec.stdin = Some("é\n".repeat(10_000));
+    job.spec.env.insert("A".into(), "'\n".repeat(2_000));
+    let length = script::render(&config(), &job, None).len() as u64;
+    let fits = |max_script_bytes| validate(&SlurmConfig { max_script_bytes, ..config() }, &job.spec).is_ok();
+    assert!(!fits(length - 1), "a script of {length} bytes was taken for a shorter one");
+    assert!(fits(length + (16 << 10)));
+}
+
+#[test]
+fn a_wrong_setting_is_named() {
+    let fault = |config: SlurmConfig| config.check().unwrap_err().to_string();
+    assert!(config().check().is_ok());
+    assert!(fault(SlurmConfig::default()).contains("user"));
+    assert!(fault(SlurmConfig { url: "ftp://x".into(), ..config() }).contains("url"));
+    assert!(fault(SlurmConfig { url: "unix:socket".into(), ..config() }).contains("url"));
+    assert!(fault(SlurmConfig { log_dir: Some("/logs/%j".into()), ..config() }).contains("log_dir"));
+    assert!(fault(SlurmConfig { scope: Some("a b".into()), ..config() }).contains("scope"));
+    assert!(fault(SlurmConfig { observer: Some("joe".into()), ..config() }).contains("observer"));
+    assert!(fault(SlurmConfig { api_versions: Vec::new(), ..config() }).contains("api_versions"));
+    let options = [("array".to_owned(), ["*".to_owned()].into())].into();
+    assert!(fault(SlurmConfig { options, ..config() }).contains("options.array"));
+    let both =
+        SlurmConfig { token_file: Some("/t".into()), token_command: Some(vec!["t".into()]), ..config() };
+    assert!(fault(both).contains("not both"));
+}

@@ -1,0 +1,198 @@
+//! What slurmrestd sends, in every shape its versions gave it, read into one: v0.0.38 says `"job_state": "FAILED"` and a wait
+//! status, v0.0.40 and later `["FAILED"]` and a structure. Fields nobody here needs are skipped while reading.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer};
+
+/// Any answer: its errors, and the jobs it lists.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Answer {
+    #[serde(deserialize_with = "or_default")]
+    pub(super) errors: Vec<ErrorEntry>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) jobs: Vec<JobRecord>,
+    /// Of a submit.
+    #[serde(deserialize_with = "number")]
+    pub(super) job_id: Option<i64>,
+}
+
+/// One error of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct ErrorEntry {
+    /// Some handlers spell it `error_code`.
+    #[serde(alias = "error_code", deserialize_with = "number")]
+    pub(super) error_number: Option<i64>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) error: String,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) description: String,
+}
+
+/// One job, of slurmctld or of slurmdbd.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct JobRecord {
+    #[serde(deserialize_with = "number")]
+    pub(super) job_id: Option<i64>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) name: String,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) user_name: String,
+    /// slurmdbd's is an object, of which nothing is needed.
+    #[serde(deserialize_with = "text")]
+    pub(super) comment: String,
+    #[serde(deserialize_with = "states")]
+    pub(super) job_state: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) state_reason: String,
+    /// 0 while it is held, whatever reason is shown.
+    #[serde(deserialize_with = "number")]
+    pub(super) priority: Option<i64>,
+    #[serde(deserialize_with = "exit")]
+    pub(super) exit_code: Option<Exit>,
+    #[serde(deserialize_with = "number")]
+    pub(super) restart_cnt: Option<i64>,
+    #[serde(deserialize_with = "number")]
+    pub(super) submit_time: Option<i64>,
+    #[serde(deserialize_with = "number")]
+    pub(super) start_time: Option<i64>,
+    #[serde(deserialize_with = "number")]
+    pub(super) end_time: Option<i64>,
+    /// slurmdbd's state and times.
+    #[serde(deserialize_with = "or_default")]
+    pub(super) state: DbState,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) time: DbTime,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct DbState {
+    #[serde(deserialize_with = "states")]
+    pub(super) current: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) reason: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct DbTime {
+    #[serde(deserialize_with = "number")]
+    pub(super) submission: Option<i64>,
+    #[serde(deserialize_with = "number")]
+    pub(super) start: Option<i64>,
+    #[serde(deserialize_with = "number")]
+    pub(super) end: Option<i64>,
+}
+
+/// How a batch script ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+/// A moment of Slurm, in seconds; 0 is none.
+pub(super) fn moment(seconds: Option<i64>) -> Option<DateTime<Utc>> {
+    seconds.filter(|seconds| *seconds > 0).and_then(|seconds| DateTime::from_timestamp(seconds, 0))
+}
+
+/// What a value may be where nothing, or another shape, stands for the default.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(input)?.unwrap_or_default())
+}
+
+fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Shape {
+        Text(String),
+        Other(serde::de::IgnoredAny),
+    }
+    Ok(match Shape::deserialize(input)? {
+        Shape::Text(text) => text,
+        Shape::Other(_) => String::new(),
+    })
+}
+
+fn states<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Shape {
+        Many(Vec<String>),
+        One(String),
+        None(()),
+    }
+    Ok(match Shape::deserialize(input)? {
+        Shape::Many(states) => states,
+        Shape::One(state) => vec![state],
+        Shape::None(()) => Vec::new(),
+    })
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Plain(i64),
+    Set {
+        set: bool,
+        #[serde(default)]
+        infinite: bool,
+        #[serde(default)]
+        number: f64,
+    },
+    None(()),
+}
+
+impl Number {
+    fn value(self) -> Option<i64> {
+        match self {
+            Self::Plain(number) => Some(number),
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "ids, seconds and counts are whole and small"
+            )]
+            Self::Set { set: true, infinite: false, number } => Some(number as i64),
+            Self::Set { .. } | Self::None(()) => None,
+        }
+    }
+}
+
+fn number<'de, D: Deserializer<'de>>(input: D) -> Result<Option<i64>, D::Error> {
+    Ok(Number::deserialize(input)?.value())
+}
+
+fn exit<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Exit>, D::Error> {
+    #[derive(Deserialize)]
+    struct Signal {
+        #[serde(default, alias = "signal_id")]
+        id: Option<Number>,
+    }
+    #[derive(Deserialize)]
+    struct Parts {
+        #[serde(default)]
+        return_code: Option<Number>,
+        #[serde(default)]
+        signal: Option<Signal>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Shape {
+        Wait(i32),
+        Parts(Parts),
+        None(()),
+    }
+    let narrow = |number: i64| i32::try_from(number).ok();
+    Ok(match Shape::deserialize(input)? {
+        Shape::Wait(status) if status & 0x7f != 0 => Some(Exit::Signal(status & 0x7f)),
+        Shape::Wait(status) => Some(Exit::Code((status >> 8) & 0xff)),
+        Shape::Parts(Parts { return_code, signal }) => {
+            let signal = signal.and_then(|s| s.id).and_then(Number::value).and_then(narrow);
+            let code = return_code.and_then(Number::value).and_then(narrow);
+            signal.filter(|signal| *signal > 0).map(Exit::Signal).or(code.map(Exit::Code))
+        }
+        Shape::None(()) => None,
+    })
+}
