@@ -13,12 +13,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub struct Tasks {
     tracker: TaskTracker,
     shutdown: CancellationToken,
+    /// Cancelled when a one-shot task has panicked.
+    panicked: CancellationToken,
 }
 
 impl Tasks {
     /// Tasks that stop when `shutdown` is cancelled.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { tracker: TaskTracker::new(), shutdown }
+        Self { shutdown, ..Self::default() }
+    }
+
+    /// Tasks that make no sense without one another: when one of them has panicked, `over` is cancelled.
+    pub fn of_one_fate(over: &CancellationToken) -> Self {
+        Self { panicked: over.clone(), ..Self::default() }
     }
 
     /// Cancelled when the tasks should stop.
@@ -32,10 +39,12 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        let panicked = self.panicked.clone();
         self.tracker.spawn(async move {
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
                 metrics::counter!("jobgate_task_panics_total", "task" => name).increment(1);
                 tracing::error!(task = name, "a task panicked");
+                panicked.cancel();
             }
         });
     }

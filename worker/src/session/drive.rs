@@ -149,6 +149,7 @@ impl Drive {
                         self.take(message);
                     }
                 }
+                () = self.lease.over().cancelled() => return Ended::LeaseOver,
                 () = tokio::time::sleep_until(wake) => {}
             }
             self.on_time();

@@ -135,7 +135,7 @@ impl Worker {
                 Ended::Drained => break,
                 Ended::LeaseOver => {
                     metrics::counter!("jobgate_worker_leases_lost_total").increment(1);
-                    tracing::error!(worker = %id, "the lease ran out; what was held is dropped and a new identity begins");
+                    tracing::error!(worker = %id, "the lease ran out, or a part of the worker panicked; what was held is dropped and a new identity begins");
                 }
             }
         }
@@ -176,7 +176,8 @@ impl Worker {
         let core = Core::new(id, serving.collect());
         let regulators: Vec<Box<dyn Regulator>> = self.clusters.iter().map(Served::regulator).collect();
         let (inbox, messages) = mpsc::channel(1024);
-        let tasks = Tasks::new(CancellationToken::new());
+        // An identity with a part missing would renew its lease and never do that part again, so it ends with it.
+        let tasks = Tasks::of_one_fate(lease.over());
         let room = Arc::new(tokio::sync::Notify::new());
         let taking = lease.over().child_token();
         let claimer = claim::Claimer::spawn(&tasks, self, id, &lease, &inbox, &taking);

@@ -30,7 +30,6 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
 
 /// Most records in one statement.
 const MAX_RECORD: usize = 1000;
@@ -92,7 +91,7 @@ impl Performer {
         lease: &Arc<Lease>,
         claimer: Claimer,
     ) -> Self {
-        let tasks = Tasks::new(CancellationToken::new());
+        let tasks = Tasks::of_one_fate(lease.over());
         let (records, to_record) = mpsc::unbounded_channel();
         let (events, to_publish) = mpsc::unbounded_channel();
         let (returns, to_return) = mpsc::unbounded_channel();

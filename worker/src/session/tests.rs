@@ -47,6 +47,8 @@ struct Belled {
     polling: AtomicBool,
     poll_takes: Duration,
     create_takes: Duration,
+    /// The next create panics.
+    panics: AtomicBool,
     /// A job ends before its start is answered, which takes so long.
     ends_at_start: Option<Duration>,
     created: Mutex<Vec<ToCreate>>,
@@ -61,6 +63,7 @@ impl Default for Belled {
             polling: AtomicBool::new(false),
             poll_takes: Duration::ZERO,
             create_takes: Duration::ZERO,
+            panics: AtomicBool::new(false),
             ends_at_start: None,
             created: Mutex::default(),
         }
@@ -95,6 +98,7 @@ impl Engine for Belled {
     }
 
     async fn create(&self, job: &ToCreate) -> EngineResult<Submission> {
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "as the test asked for");
         tokio::time::sleep(self.create_takes).await;
         self.created.lock().unwrap().push(job.clone());
         Ok(Submission { id: job.tag.to_string(), detail: serde_json::Value::Null, reach: None })
@@ -440,6 +444,24 @@ async fn an_idle_worker_polls_nothing_and_asks_the_store_less_than_once_a_second
     let calls = house.store.calls.load(Ordering::SeqCst) - before;
     assert!(calls < 60, "{calls} calls in a minute");
     assert_eq!(house.engine.polls(), []);
+    house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_call_ends_the_identity_and_the_next_one_takes_what_is_hinted_again() {
+    let house = House::start(Belled { panics: AtomicBool::new(true), ..Belled::default() });
+    let tags = house.post(1).await;
+    let identities = async || house.store.inner.workers().await.unwrap();
+    let second = async {
+        while identities().await.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Timing::default().heartbeat, second).await.expect("at once, not when a lease ends");
+    assert_eq!(house.in_state(&[tags[0].job], JobState::Claimed).await, 1);
+    house.store.inner.deregister(identities().await[0].id).await.unwrap();
+    house.hint(vec![tags[0].job]).await;
+    house.until_watched(1).await;
     house.stop().await;
 }
 
