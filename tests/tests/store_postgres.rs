@@ -214,6 +214,10 @@ async fn plans_hold_when_the_statistics_say_that_every_table_is_empty() -> Resul
     run(&store, worker, &ids, Ending::Failed).await?;
     store.command(&Scope::All, &ids, Command::Retry, "token:test").await?;
     store.command(&Scope::All, &ids, Command::Cancel, "token:test").await?;
+    let claimed = insert(&store, BATCH).await?;
+    store.claim(worker, &serves(), &claimed).await?;
+    let held = store.held(worker).await?;
+    ensure!(held.len() == BATCH, "{} of {BATCH} jobs are held", held.len());
     let due = store.due(&local(), 10, LONG, LONG).await?;
     ensure!(due.is_empty(), "everything is hinted: {due:?}");
     let states = vec![JobState::Canceled];
