@@ -143,9 +143,36 @@ struct Cluster {
     creating: BTreeSet<JobId>,
     /// Attempts waiting for their turn to be created.
     queue: VecDeque<JobId>,
+    /// Attempts a poll looks at, and those whose submission is under way: asked for so often that looking through all that
+    /// is in hand would be what a busy worker does most.
+    watched: BTreeSet<JobId>,
+    submitting: BTreeSet<JobId>,
     /// Room promised to claims that are under way.
     reserved: u32,
     held: u32,
+}
+
+impl Cluster {
+    /// Keeps the books about an attempt that has just made a step.
+    fn note(&mut self, job: JobId, attempt: &Attempt) {
+        let books = [
+            (&mut self.watched, attempt.watched().is_some()),
+            (&mut self.submitting, attempt.is_submitting()),
+        ];
+        for (book, belongs) in books {
+            if belongs {
+                book.insert(job);
+            } else {
+                book.remove(&job);
+            }
+        }
+    }
+
+    fn strike(&mut self, job: JobId) {
+        for book in [&mut self.creating, &mut self.watched, &mut self.submitting] {
+            book.remove(&job);
+        }
+    }
 }
 
 /// The deciding half of one worker identity.
@@ -175,6 +202,8 @@ impl Core {
             breaker: Breaker::default(),
             creating: BTreeSet::new(),
             queue: VecDeque::new(),
+            watched: BTreeSet::new(),
+            submitting: BTreeSet::new(),
             reserved: 0,
             held: 0,
             serving,
@@ -268,13 +297,14 @@ impl Core {
 
     /// What a poll of `cluster` should look at.
     pub fn watched(&self, cluster: u16) -> Vec<(Hold, Submission)> {
-        let watched = self.attempts.values().filter(|a| a.hold().cluster == cluster);
-        watched.filter_map(|a| a.watched().map(|s| (a.hold(), s.clone()))).collect()
+        let watched = self.clusters.get(usize::from(cluster)).into_iter().flat_map(|c| &c.watched);
+        let attempts = watched.filter_map(|job| self.attempts.get(job));
+        attempts.filter_map(|a| a.watched().map(|s| (a.hold(), s.clone()))).collect()
     }
 
     /// Submissions to `cluster` are under way that no poll looks at yet.
     pub fn is_submitting(&self, cluster: u16) -> bool {
-        self.attempts.values().any(|a| a.hold().cluster == cluster && a.is_submitting())
+        self.clusters.get(usize::from(cluster)).is_some_and(|c| !c.submitting.is_empty())
     }
 
     /// Ends that were told and that no row has agreed with yet.
@@ -464,6 +494,7 @@ impl Core {
         if counted && !attempt.counts() {
             cluster.held = cluster.held.saturating_sub(1);
         }
+        cluster.note(job, attempt);
         if attempt.is_done() {
             self.remove(job);
         }
@@ -479,7 +510,7 @@ impl Core {
                     self.worked_off[0].insert(job, attempt.hold().epoch);
                 }
                 cluster.held = cluster.held.saturating_sub(attempt.counts().into());
-                cluster.creating.remove(&job);
+                cluster.strike(job);
             }
             if self.quarantined == Some(job) {
                 self.quarantined = None;

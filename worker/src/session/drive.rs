@@ -22,6 +22,11 @@ use tokio_util::sync::CancellationToken;
 const MESSAGES: usize = 256;
 /// Most ends asked about in one heartbeat.
 const UNSETTLED: usize = 20_000;
+/// So many ends that wait for their rows are asked about sooner than the next heartbeat is due: those that wait long are told
+/// again, and a worker that ends thousands of jobs a second would tell most of them twice.
+const MANY_UNSETTLED: usize = 5_000;
+/// Between two heartbeats at least, then.
+const SOON: Duration = Duration::from_millis(250);
 
 /// What reaches the loop.
 pub(super) enum Message {
@@ -362,6 +367,9 @@ impl Drive {
                     .chain(settled.into_iter().map(Input::Settled))
                     .chain(lost.into_iter().map(Input::Lost));
                 self.step(news.collect());
+                if self.in_hand().1 >= MANY_UNSETTLED {
+                    self.next_heartbeat = self.next_heartbeat.min(self.now() + SOON);
+                }
             }
             Ok(Heartbeat::Expired) => self.lease_over = true,
             Err(error) => {
