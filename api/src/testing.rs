@@ -224,9 +224,9 @@ impl Leases for ScriptedStore {
         self.inner.held(worker).await
     }
 
-    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+    async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>> {
         self.answer()?;
-        self.inner.serving(cluster).await
+        self.inner.serving(clusters).await
     }
 
     async fn in_hands(

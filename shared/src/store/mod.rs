@@ -550,8 +550,8 @@ pub trait Leases: Apply {
     /// land at any time, and then nobody else will do anything about its jobs while the worker lives.
     async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>>;
 
-    /// How many workers whose lease has not ended serve `cluster`.
-    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32>;
+    /// How many workers whose lease has not ended serve each of these clusters.
+    async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>>;
 
     /// Up to `limit` jobs of `cluster` that one of these workers has by its row ([`WorkerId::NOBODY`]: handed back), whole,
     /// in the order of their ids and beginning after `after`. For workers that keep no list of their own.

@@ -181,8 +181,8 @@ impl Leases for SqliteStore {
         self.held_jobs(worker).await
     }
 
-    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
-        self.count_serving(cluster).await
+    async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>> {
+        self.count_serving(clusters).await
     }
 
     async fn in_hands(
