@@ -14,10 +14,11 @@
 mod floors;
 mod kernel;
 pub mod memory;
+mod page;
 pub mod postgres;
 pub mod sqlite;
 
-pub use self::floors::StoreFloors;
+pub use self::{floors::StoreFloors, page::PAGE_BYTES};
 use crate::domain::{
     ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, Report,
     ReportRefusal, SelfReport, StatusEvent, Submission, TokenId, WorkerId,
@@ -135,8 +136,8 @@ pub struct PageRequest {
 pub struct Page {
     /// The jobs, newest first.
     pub jobs: Vec<Job>,
-    /// Where the next page begins; absent on the last. A page can be short, even empty, and still have a next one: an
-    /// adapter may stop looking after a bounded number of rows.
+    /// Where the next page begins; absent on the last. A page can be short, even empty, and still have a next one: it ends
+    /// with the job that brings it to [`PAGE_BYTES`], and an adapter may stop looking after a bounded number of rows.
     pub next: Option<JobId>,
 }
 
