@@ -620,8 +620,8 @@ pub trait Store: Apply {
     /// Removes an ended job.
     async fn remove(&self, scope: &Scope, job: JobId) -> StoreResult<Removed>;
 
-    /// Up to `limit` jobs that ended before `before`, those that ended first first. Whoever removes them removes their
-    /// logs first: a log without a job would stay for ever.
+    /// Up to `limit` jobs that ended before `before`, those that ended first first. Whoever removes them writes down
+    /// beforehand that their logs are to go: a log without a job would stay for ever.
     async fn retirable(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>>;
 
     /// Removes those of these jobs that (still) ended before `before`, with their history and keys, and a bounded number
