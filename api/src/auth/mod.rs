@@ -33,6 +33,9 @@ const MAX_LOOKUPS: usize = 16;
 /// Shortest text accepted as a configured administrator's token that is not of our own making.
 pub const MIN_BOOTSTRAP_LENGTH: usize = 32;
 
+/// What the configured administrator's token is called in histories; no other may be.
+pub const BOOTSTRAP: &str = "bootstrap";
+
 /// Whoever made a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
@@ -176,7 +179,7 @@ impl Authority {
             return Err(TooShort);
         }
         let operator = Principal {
-            by: "token:bootstrap".to_owned(),
+            by: format!("token:{BOOTSTRAP}"),
             project: None,
             cluster: None,
             roles: vec![Role::Admin],

@@ -38,7 +38,9 @@ async fn queues_tell_how_many_jobs_stand_where_and_how_long_they_wait() {
     assert_eq!(queue(&all, "slurm")["depths"], json!([]));
     let own = bench.token(Some("other"), &[Role::Read]).await;
     let own = bench.call("GET", "/v1/queues").token(&own).send().await.json();
-    assert_eq!(queue(&own, "local")["depths"], json!([{"priority": 0, "state": "INITIALIZED", "jobs": 1}]));
+    let local = queue(&own, "local");
+    assert_eq!(local["depths"], json!([{"priority": 0, "state": "INITIALIZED", "jobs": 1}]));
+    assert_eq!((&local["oldest"], &local["hints_outstanding"]), (&Value::Null, &Value::Null), "others' jobs");
 }
 
 #[tokio::test]
