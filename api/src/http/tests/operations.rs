@@ -152,6 +152,16 @@ async fn metrics_need_a_token_unless_they_are_opened() {
         None,
     );
     assert_eq!(bench.call("GET", "/metrics").send().await.text(), "jobgate_metric 1\n");
+    // They are for outages.
+    let scraper = bench.token(None, &[Role::Read]).await;
+    let scrape = || bench.call("GET", "/metrics").token(&scraper).send();
+    assert_eq!(scrape().await.status.as_u16(), 200);
+    bench.store.away.store(true, Ordering::SeqCst);
+    tokio::time::pause();
+    tokio::time::advance(crate::auth::TRUST).await;
+    assert_eq!(scrape().await.status.as_u16(), 200);
+    let list = bench.call("GET", "/v1/jobs").token(&scraper).send().await;
+    list.is_problem(503, "store-away", None);
     let open = Bench::with(crate::http::HttpConfig { open_metrics: true, ..Default::default() });
     assert_eq!(open.call("GET", "/metrics").without("authorization").send().await.status.as_u16(), 200);
 }
