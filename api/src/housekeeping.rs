@@ -9,7 +9,7 @@ use jobgate_shared::{
     logs::LogStore,
     retry::Delays,
     settings::{Number, Period},
-    store::{Depth, Oldest, Store},
+    store::{Depth, Oldest, Scope, Store},
     supervise::Tasks,
 };
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,11 @@ use tokio_util::sync::CancellationToken;
 const COMPACT_EVERY: Duration = Duration::from_secs(10);
 /// A batch is followed by a rest so many times as long: retention takes a fifth of one connection at most.
 const REST: u32 = 4;
+/// How often is looked for logs that are to go.
+const SWEEP_EVERY: Duration = Duration::from_mins(10);
+/// How old the note of them must be: whoever made it has removed the rows by then, or never will, and no worker ships what
+/// it still had of them.
+const SWEEP_AFTER: Duration = Duration::from_hours(1);
 /// Between two batches, at least.
 const SHORTEST_REST: Duration = Duration::from_millis(50);
 
@@ -74,6 +79,11 @@ pub fn run(tasks: &Tasks, parts: Housekeeping) {
         let house = house.clone();
         every(COMPACT_EVERY, shutdown.clone(), move || house.clone().compact())
     });
+    let (house, shutdown) = (parts.clone(), tasks.shutdown().clone());
+    tasks.supervise("leftover logs", move || {
+        let house = house.clone();
+        every(SWEEP_EVERY, shutdown.clone(), move || house.clone().sweep())
+    });
     let shutdown = tasks.shutdown().clone();
     tasks.supervise("gauges", move || measure(parts.clone(), shutdown.clone()));
 }
@@ -114,10 +124,17 @@ impl Housekeeping {
         loop {
             let began = self.clock.monotonic();
             let jobs = self.store.retirable(before, limit).await?;
-            let bare = self.remove_logs(&jobs).await?;
+            // First the note, then the rows, then the logs: somebody may try a job again at any moment, which then keeps
+            // its logs, and whenever this process dies nothing stays for ever.
+            self.logs.doom(&jobs, self.clock.now()).await?;
             // Also with no jobs: the feed grows old by itself.
-            let removed = self.store.retire(&bare, before).await?;
+            let removed = self.store.retire(&jobs, before).await?;
             metrics::counter!("jobgate_retired_jobs_total").increment(removed);
+            let gone = if removed == jobs.len() as u64 { jobs.clone() } else { self.gone(&jobs).await? };
+            if let Err(error) = self.logs.remove(&gone).await {
+                let error = format!("{:#}", anyhow::Error::new(error));
+                tracing::warn!(error, "some logs of removed jobs are left; they are removed later");
+            }
             if jobs.len() < limit as usize {
                 return Ok(());
             }
@@ -126,20 +143,31 @@ impl Housekeeping {
         }
     }
 
-    /// Removes the logs of these jobs; answers those that have none left. A job whose logs cannot be removed keeps
-    /// nobody else from going.
-    async fn remove_logs(&self, jobs: &[JobId]) -> anyhow::Result<Vec<JobId>> {
-        let Err(error) = self.logs.remove(jobs).await else { return Ok(jobs.to_vec()) };
-        let mut bare = Vec::with_capacity(jobs.len());
+    /// Those of these jobs that have no row any more.
+    async fn gone(&self, jobs: &[JobId]) -> anyhow::Result<Vec<JobId>> {
+        let mut gone = Vec::new();
         for job in jobs {
-            if self.logs.remove(&[*job]).await.is_ok() {
-                bare.push(*job);
+            if self.store.get(&Scope::All, *job).await?.is_none() {
+                gone.push(*job);
             }
         }
-        anyhow::ensure!(!bare.is_empty(), anyhow::Error::new(error));
-        let (kept, error) = (jobs.len() - bare.len(), format!("{:#}", anyhow::Error::new(error)));
-        tracing::warn!(error, kept, "some logs cannot be removed; their jobs are kept");
-        Ok(bare)
+        Ok(gone)
+    }
+
+    /// Removes the logs of jobs that were removed and left some: their remover died, or a worker shipped more afterwards.
+    async fn sweep(self: Arc<Self>) -> anyhow::Result<()> {
+        for note in self.logs.dooms(self.clock.now() - SWEEP_AFTER).await? {
+            let gone = self.gone(&self.logs.doomed(&note).await?).await?;
+            match self.logs.remove(&gone).await {
+                Ok(()) => self.logs.strike_out(note).await?,
+                // It keeps nobody else's from going.
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    tracing::warn!(error, "logs of removed jobs cannot be removed; it is tried again");
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn compact(self: Arc<Self>) -> anyhow::Result<()> {

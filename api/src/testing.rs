@@ -76,6 +76,8 @@ pub(crate) struct ScriptedStore {
     /// A row with a name that begins so is refused for good.
     pub(crate) poison: &'static str,
     pub(crate) inserts: Mutex<Vec<InsertCall>>,
+    /// A retry by hand overtakes the next removal.
+    pub(crate) overtaken: AtomicBool,
     /// Inserts wait while this is false.
     pub(crate) open: watch::Sender<bool>,
     /// Calls of anything but `insert`.
@@ -90,6 +92,7 @@ impl ScriptedStore {
             mishaps: Mutex::default(),
             poison: "poison",
             inserts: Mutex::default(),
+            overtaken: AtomicBool::new(false),
             open: watch::channel(true).0,
             calls: AtomicUsize::new(0),
         })
@@ -117,7 +120,7 @@ impl Apply for ScriptedStore {
     }
 }
 
-/// Every call but `insert` is passed on unless the store is away.
+/// Every call but `insert` and `remove` is simply passed on unless the store is away.
 macro_rules! passing_on {
     ($($call:ident($($name:ident: $kind:ty),*) -> $told:ty;)*) => {
         #[async_trait]
@@ -126,6 +129,14 @@ macro_rules! passing_on {
                 self.answer()?;
                 self.inner.$call($($name),*).await
             })*
+
+            async fn remove(&self, scope: &Scope, job: JobId) -> StoreResult<Removed> {
+                self.answer()?;
+                if self.overtaken.swap(false, Ordering::SeqCst) {
+                    self.inner.command(scope, &[job], Command::Retry, "token:faster").await?;
+                }
+                self.inner.remove(scope, job).await
+            }
 
             async fn insert(&self, jobs: &[NewJob], hinted: Option<Duration>) -> StoreResult<Vec<Inserted>> {
                 let ids = jobs.iter().map(|job| job.id).collect();
@@ -163,7 +174,6 @@ passing_on! {
     command(scope: &Scope, jobs: &[JobId], command: Command, by: &str) -> Vec<Commanded>;
     patch(scope: &Scope, job: JobId, patch: &Patch) -> Option<Job>;
     report(scope: &Scope, job: JobId, report: &Report) -> Reported;
-    remove(scope: &Scope, job: JobId) -> Removed;
     retirable(before: DateTime<Utc>, limit: u32) -> Vec<JobId>;
     retire(jobs: &[JobId], before: DateTime<Utc>) -> u64;
     depths() -> Vec<Depth>;
@@ -224,9 +234,9 @@ impl Leases for ScriptedStore {
         self.inner.held(worker).await
     }
 
-    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+    async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>> {
         self.answer()?;
-        self.inner.serving(cluster).await
+        self.inner.serving(clusters).await
     }
 
     async fn in_hands(

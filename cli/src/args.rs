@@ -100,6 +100,11 @@ impl Command {
         }
     }
 
+    /// It serves the API at the configured address.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Api(_))
+    }
+
     /// Where it is to listen, if a flag says so.
     pub(crate) fn listen(&self) -> Option<SocketAddr> {
         match self {

@@ -7,12 +7,13 @@ use anyhow::{Context as _, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
+use tempfile::NamedTempFile;
 
 /// Paths below one data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,18 +161,39 @@ pub(crate) fn make_private(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the directory {}", path.display()))
 }
 
-/// Writes a file only its owner can read, unless it is there; answers whether it was written.
+/// Writes a file only its owner can read, unless it is there; answers whether it was written. It is there whole or not at
+/// all, whenever this process is killed. One process at a time may write it.
 pub(crate) fn write_private(path: &Path, text: &str) -> anyhow::Result<bool> {
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(mut file) => {
-            file.write_all(text.as_bytes())
-                .and_then(|()| file.sync_all())
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            Ok(true)
+    let write = || -> io::Result<bool> {
+        if path.try_exists()? {
+            return Ok(false);
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("cannot write {}", path.display())),
+        let place = path.parent().unwrap_or(Path::new("."));
+        let written = match beside(path, place, text)?.persist_noclobber(path) {
+            Ok(_) => true,
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error.error),
+        };
+        File::open(place)?.sync_all()?;
+        Ok(written)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The file under another name, in `place`: complete and on the disk. Its owner only can read it.
+fn beside(path: &Path, place: &Path, text: &str) -> io::Result<NamedTempFile> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    match fs::remove_file(place.join(&name)) {
+        // Left by one that was killed.
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
+    let mut file = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempfile_in(place)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -206,5 +228,20 @@ mod tests {
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let directory = DataDir::make(&place.path().join("data")).unwrap();
         assert_eq!(std::fs::metadata(directory.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_private_file_is_under_its_name_whole_or_not_at_all_whenever_its_writer_is_killed() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("token");
+        // As kill -9 leaves it: complete and not yet under its name, or not even complete.
+        for left in ["whole", ""] {
+            std::mem::forget(beside(&file, place.path(), left).unwrap());
+            assert!(!file.exists());
+        }
+        assert!(write_private(&file, "one").unwrap());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "one");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 }

@@ -27,7 +27,8 @@ pub(crate) fn begin(settings: &TelemetrySection, log: &str) -> Result<(), Config
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let registry = tracing_subscriber::registry().with(filter(log)?);
+    let wrong = |message| ConfigError::Impossible { key: "telemetry.log".to_owned(), message };
+    let registry = tracing_subscriber::registry().with(filter(log).map_err(wrong)?);
     let writer = || AboveBars(io::stderr());
     let begun = if json {
         registry.with(fmt::layer().json().flatten_event(true).with_writer(writer)).try_init()
@@ -38,12 +39,11 @@ pub(crate) fn begin(settings: &TelemetrySection, log: &str) -> Result<(), Config
     begun.or(Ok(()))
 }
 
-fn filter(log: &str) -> Result<EnvFilter, ConfigError> {
+/// What is logged; an error says why `log` means nothing.
+pub(crate) fn filter(log: &str) -> Result<EnvFilter, String> {
     let hushed = HUSHED.map(|target| format!("{target}=error,")).concat();
-    EnvFilter::builder().parse(hushed + log).map_err(|error| ConfigError::Impossible {
-        key: "telemetry.log".to_owned(),
-        message: format!("{log:?} is neither a level nor a filter: {error}"),
-    })
+    let parsed = EnvFilter::builder().parse(hushed + log);
+    parsed.map_err(|error| format!("{log:?} is neither a level nor a filter: {error}"))
 }
 
 /// The bars on standard error, while there are any.
@@ -169,6 +169,6 @@ mod tests {
         assert_eq!(logged("info"), ["closed", "broken", "ours"]);
         assert_eq!(logged(QUIET), ["closed", "broken"]);
         assert_eq!(logged("info,hyper=warn"), ["idle", "closed", "broken", "ours"]);
-        assert!(filter("jobgate=loud").unwrap_err().to_string().contains("\"jobgate=loud\""));
+        assert!(filter("jobgate=loud").unwrap_err().contains("\"jobgate=loud\""));
     }
 }

@@ -62,7 +62,8 @@ fn begin(arguments: Arguments) -> anyhow::Result<Exit> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("a second TLS provider is in this binary"))?;
     let environment = Environment::read()?;
-    let config = Config::load(&Flags { config, data_dir, listen: command.listen() }, &environment)?;
+    let flags = Flags { config, data_dir, listen: command.listen(), serves: command.serves() };
+    let config = Config::load(&flags, &environment)?;
     let log = if command.is_role() {
         &config.telemetry.log
     } else {

@@ -4,10 +4,14 @@
 //! the chunks tells the stream's length once nothing will follow. The bytes of a stream are the same whoever ships them,
 //! so a zombie and its adopter may both write: a chunk is never replaced, and a reader takes what reaches furthest.
 //!
+//! Whoever removes rows notes beforehand whose logs go with them (`doomed/<time>-<job>-<number>`, a job a line), so
+//! that a crash in between leaves none for ever.
+//!
 //! Nothing here knows rows or engines; who may read a log, and when it may go, is decided elsewhere.
 
 use crate::domain::JobId;
 use bytes::{Bytes, BytesMut};
+use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::{
     Error as ObjectError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, local::LocalFileSystem,
@@ -25,6 +29,9 @@ pub const MAX_CHUNK: usize = 1024 * 1024;
 
 /// Name of the marker; sorts behind every offset.
 const END: &str = "end";
+
+/// Beside the jobs: notes of whose logs are to go.
+const DOOMED: &str = "doomed";
 
 /// One of a job's two output streams.
 #[derive(
@@ -97,6 +104,10 @@ pub enum LogError {
 pub struct LogStore {
     objects: Arc<dyn ObjectStore>,
 }
+
+/// A note of whose logs are to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doom(Path);
 
 /// The chunks of one stream, as listed: (first byte, byte after the last), by first byte.
 #[derive(Debug, Default)]
@@ -279,6 +290,46 @@ impl LogStore {
         Ok(())
     }
 
+    /// Notes that the logs of these jobs are to go with their rows, durably; by whom it is seen to is decided elsewhere.
+    pub async fn doom(&self, jobs: &[JobId], now: DateTime<Utc>) -> Result<(), LogError> {
+        let Some(first) = jobs.first() else { return Ok(()) };
+        let name = format!("{DOOMED}/{:015}-{first}-{}", now.timestamp_millis(), jobs.len());
+        let lines: Vec<String> = jobs.iter().map(JobId::to_string).collect();
+        self.objects.put(&Path::from(name), lines.join("\n").into()).await.map_err(LogError::Write)?;
+        Ok(())
+    }
+
+    /// The notes made before `before`, oldest first.
+    pub async fn dooms(&self, before: DateTime<Utc>) -> Result<Vec<Doom>, LogError> {
+        let made_before = |name: &Path| {
+            let millis = name.filename().and_then(|name| name.split('-').next()?.parse::<i64>().ok());
+            millis.is_some_and(|millis| millis < before.timestamp_millis())
+        };
+        let found = self.objects.list(Some(&Path::from(DOOMED))).map_ok(|object| object.location);
+        let mut names: Vec<Path> = found.try_collect().await.map_err(LogError::List)?;
+        names.retain(made_before);
+        names.sort_unstable();
+        Ok(names.into_iter().map(Doom).collect())
+    }
+
+    /// Whom a note is about; nobody, when another has struck it out.
+    pub async fn doomed(&self, note: &Doom) -> Result<Vec<JobId>, LogError> {
+        let text = match self.objects.get(&note.0).await {
+            Ok(text) => text.bytes().await.map_err(LogError::Read)?,
+            Err(ObjectError::NotFound { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(LogError::Read(error)),
+        };
+        Ok(String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// Strikes a note out.
+    pub async fn strike_out(&self, note: Doom) -> Result<(), LogError> {
+        match self.objects.delete(&note.0).await {
+            Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(LogError::Remove(error)),
+        }
+    }
+
     async fn list(
         &self,
         job: JobId,
@@ -456,6 +507,33 @@ mod tests {
         assert_eq!(read_all(&logs, kept, 0, 10).await, (b"x".to_vec(), true));
         let left: Vec<_> = std::fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, [std::ffi::OsString::from(kept.to_string())]);
+    }
+
+    #[tokio::test]
+    async fn a_note_of_what_is_to_go_stays_until_it_is_struck_out() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |millis| DateTime::from_timestamp_millis(millis).unwrap();
+        for logs in [LogStore::in_memory(), LogStore::directory(root.path()).unwrap()] {
+            let jobs: Vec<JobId> = (0..3).map(|_| JobId::generate()).collect();
+            logs.append(jobs[0], 1, OUT, 0, bytes("x")).await.unwrap();
+            logs.doom(&[], at(0)).await.unwrap();
+            logs.doom(&jobs[1..], at(2_000)).await.unwrap();
+            logs.doom(&jobs[..1], at(999)).await.unwrap();
+            assert_eq!(logs.dooms(at(999)).await.unwrap(), []);
+            let notes = logs.dooms(at(2_001)).await.unwrap();
+            let mut told = Vec::new();
+            for note in &notes {
+                told.push(logs.doomed(note).await.unwrap());
+            }
+            assert_eq!(told, [jobs[..1].to_vec(), jobs[1..].to_vec()]);
+            for note in notes {
+                logs.strike_out(note.clone()).await.unwrap();
+                logs.strike_out(note.clone()).await.unwrap();
+                assert_eq!(logs.doomed(&note).await.unwrap(), []);
+            }
+            assert_eq!(logs.dooms(at(9_999)).await.unwrap(), []);
+            assert_eq!(logs.resume(jobs[0], 1, OUT).await.unwrap(), 1, "a note removes nothing");
+        }
     }
 
     proptest! {

@@ -240,6 +240,12 @@ impl Client {
         Ok((status, answer.json().await.unwrap_or(Value::Null)))
     }
 
+    /// `DELETE`: its status.
+    pub async fn delete(&self, path: &str) -> Result<u16> {
+        let request = self.http.delete(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        Ok(request.send().await?.status().as_u16())
+    }
+
     /// Posts a batch under a key; answers the accepted ids. May be called again with the same arguments.
     pub async fn submit(&self, key: &str, jobs: &[Value]) -> Result<Vec<String>> {
         let request = self.http.post(format!("{}/v1/jobs/batch", self.base)).bearer_auth(&self.token);

@@ -172,6 +172,32 @@ async fn one_interrupt_of_a_run_cancels_and_tells_what_became_of_the_jobs() -> R
     Ok(())
 }
 
+#[tokio::test]
+async fn an_interrupt_of_a_run_that_still_submits_ends_the_submission() -> Result<()> {
+    const JOBS: u64 = 40_000;
+    let mut site = Site::embedded(CONFIG)?;
+    let began = site.file("began");
+    let first = json!({"spec": {"command": ["/bin/sh", "-c", "echo > \"$1\"", "job", began]}});
+    let other = json!({"hold": true, "spec": {"command": ["true"]}}).to_string() + "\n";
+    let file = site.file("jobs.jsonl");
+    let others = usize::try_from(JOBS - 1)?;
+    fs::write(&file, format!("{first}\n{}", other.repeat(others)))?;
+    let mut run = site.begin(&["run", file.to_str().context("a path")?])?;
+    until("the first job runs while others are submitted", SOON, async || {
+        ensure!(began.exists(), "{}", run.log_tail());
+        Ok(())
+    })
+    .await?;
+    let ended = run.stop(Signal::INT, SOON).await?;
+    ensure!(ended.code() == Some(130), "{ended}: {}", run.log_tail());
+    ensure!(run.log_tail().contains("not submitted any more"), "{}", run.log_tail());
+    let mut serve = site.start("serve").await?;
+    let depths = site.client(&serve)?.depths().await?;
+    let open = depths.iter().filter(|(state, _)| !matches!(state.as_str(), "CANCELED" | "FINISHED")).count();
+    ensure!(open == 0 && depths.values().sum::<u64>() < JOBS, "{depths:?}");
+    serve.drain(Duration::from_secs(20)).await
+}
+
 /// A certificate for 127.0.0.1 that stands for itself, and its key.
 fn certify(site: &Site) -> Result<(String, String)> {
     let path = |name| site.file(name).display().to_string();

@@ -1,6 +1,6 @@
 //! The distributed form, end to end: real PostgreSQL, real RabbitMQ, several processes of each role, and faults.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use jobgate_tests::{
     environment,
     gateway::{Client, Role, Site},
@@ -9,7 +9,11 @@ use jobgate_tests::{
     wait::until,
 };
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 const LOCAL: &str = r#"
 [worker]
@@ -226,6 +230,71 @@ async fn a_job_has_what_it_reports_with_once_both_address_and_key_are_configured
     let ended = run(r#""$0" update --progress 70 --stage counting && "$0" update --progress 60"#).await?;
     ensure!(ended["progress"] == 70 && ended["stage"] == "counting", "{ended}");
     end([worker, recorder, api]).await
+}
+
+#[tokio::test]
+async fn whatever_one_api_began_the_other_one_sees_follows_and_ends() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
+    let mut site = Site::distributed(LOCAL, database.url(), vhost.url())?;
+    let (api, workers, recorders) = start(&mut site, 1, 1).await?;
+    let (here, there) = (site.client(&api[0])?, site.client(&api[1])?);
+    let post = async |script: &str, argument: &Path| {
+        let command = json!(["/bin/sh", "-c", script, "job", argument]);
+        let (status, job) = here.post("/v1/jobs", &json!({"spec": {"command": command}})).await?;
+        ensure!(status == 201, "{status} {job}");
+        Ok(format!("/v1/jobs/{}", job["id"].as_str().context("id")?))
+    };
+    // Posted here; read, followed and waited for there.
+    let go = site.file("go");
+    let job = post(r#"echo begun; until test -e "$1"; do sleep 0.05; done; echo done"#, &go).await?;
+    let mut events = there.answer(&format!("{job}/events")).await?.error_for_status()?;
+    until("its log is read there while it runs", Duration::from_secs(30), async || {
+        let log = there.text(&format!("{job}/logs/stdout")).await?;
+        ensure!(log == "begun\n", "{log:?}");
+        Ok(())
+    })
+    .await?;
+    let path = format!("{job}?wait=60s");
+    let (waited, written) = tokio::join!(there.get(&path), async { fs::write(&go, "") });
+    written?;
+    let waited = waited?;
+    ensure!(waited["state"] == "FINISHED", "{waited}");
+    let mut told = String::new();
+    while !told.contains(r#""to":"FINISHED""#) {
+        let piece = events.chunk().await?.with_context(|| format!("the stream ended: {told}"))?;
+        told.push_str(&String::from_utf8_lossy(&piece));
+    }
+    ensure!(told.contains(r#""to":"RUNNING""#), "{told}");
+    let log = there.text(&format!("{job}/logs/stdout?follow=true")).await?;
+    ensure!(log == "begun\ndone\n", "{log:?}");
+    // Running for one, ended by the other.
+    let sleeper = post(r#"echo > "$1"; exec sleep 600"#, &site.file("began")).await?;
+    until("it runs", Duration::from_secs(30), async || {
+        let job = here.get(&sleeper).await?;
+        ensure!(job["state"] == "RUNNING", "{job}");
+        Ok(())
+    })
+    .await?;
+    let (status, asked) = there.post(&format!("{sleeper}/cancel"), &Value::Null).await?;
+    ensure!(status == 200, "{status} {asked}");
+    let ended = here.get(&format!("{sleeper}?wait=60s")).await?;
+    ensure!(ended["state"] == "CANCELED", "{ended}");
+    // A token made there and known here opens nothing here once it is revoked there.
+    let wish = json!({"name": "reader", "project": "default", "roles": ["read"]});
+    let (status, made) = there.post("/v1/tokens", &wish).await?;
+    ensure!(status == 201, "{status} {made}");
+    let reader = Client::new(&api[0].url, made["token"].as_str().context("token")?)?;
+    reader.get(&job).await?;
+    let id = made["id"].as_str().context("id")?;
+    ensure!(there.delete(&format!("/v1/tokens/{id}")).await? == 204);
+    until("it opens nothing", Duration::from_secs(10), async || {
+        let status = reader.answer(&job).await?.status();
+        ensure!(status == 401, "{status}");
+        Ok(())
+    })
+    .await?;
+    end(workers.into_iter().chain(recorders).chain(api)).await
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Who asks, and what they may do: tokens, roles and the cache that keeps the store out of every request.
 //!
-//! A token read from the store is believed for [`TRUST`]; a nudge, or [`Authority::forget`], ends that at once. Knows no
-//! HTTP: what a failure looks like to a client is decided there.
+//! A token read from the store is believed for [`TRUST`]; a nudge, or [`Authority::forget`], ends that at once. Only who
+//! watches the gateway is believed longer while the store is away, for [`OUTAGE_TRUST`]. Knows no HTTP: what a failure looks
+//! like to a client is decided there.
 
 mod token;
 
@@ -20,10 +21,16 @@ use std::{
     time::Duration,
 };
 use subtle::ConstantTimeEq as _;
+use token::Presented;
 use tokio::{sync::Semaphore, time::Instant};
 
 /// How long a token is believed after it was read: a revocation is in force everywhere after that.
 pub const TRUST: Duration = Duration::from_secs(5);
+/// How long a token that was good when it was last read lets its holder watch while the store is away: an outage is what
+/// metrics are for.
+const OUTAGE_TRUST: Duration = Duration::from_hours(24);
+/// How long such a holder waits for a store that may be away.
+const OUTAGE_PATIENCE: Duration = Duration::from_secs(1);
 /// After so long one of the requests that use a token reads it anew, and the others do not wait for it.
 const REFRESH_AFTER: Duration = Duration::from_secs(2);
 /// Most tokens remembered, known and unknown.
@@ -32,6 +39,9 @@ const MAX_REMEMBERED: usize = 10_000;
 const MAX_LOOKUPS: usize = 16;
 /// Shortest text accepted as a configured administrator's token that is not of our own making.
 pub const MIN_BOOTSTRAP_LENGTH: usize = 32;
+
+/// What the configured administrator's token is called in histories; no other may be.
+pub const BOOTSTRAP: &str = "bootstrap";
 
 /// Whoever made a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,7 +186,7 @@ impl Authority {
             return Err(TooShort);
         }
         let operator = Principal {
-            by: "token:bootstrap".to_owned(),
+            by: format!("token:{BOOTSTRAP}"),
             project: None,
             cluster: None,
             roles: vec![Role::Admin],
@@ -193,13 +203,34 @@ impl Authority {
 
     /// Whose token this is.
     pub async fn authenticate(&self, text: &str) -> Result<Arc<Principal>, AuthError> {
-        if let Some(bootstrap) = &self.bootstrap
-            && bool::from(token::sha256(text).ct_eq(bootstrap))
-        {
+        if self.is_bootstrap(text) {
             return Ok(self.operator.clone());
         }
         let presented = token::parse(text).ok_or(AuthError::Invalid)?;
-        let remembered = self.recall(presented.id).await?;
+        self.judge(presented, &*self.recall(presented.id).await?)
+    }
+
+    /// Whose token this is, or was a while ago if the store does not tell now. For who only watches.
+    pub async fn authenticate_watcher(&self, text: &str) -> Result<Arc<Principal>, AuthError> {
+        if self.is_bootstrap(text) {
+            return Ok(self.operator.clone());
+        }
+        let presented = token::parse(text).ok_or(AuthError::Invalid)?;
+        let age = |found: &Arc<Remembered>| self.clock.monotonic().duration_since(found.read_at);
+        let last = self.remembered(presented.id).filter(|found| age(found) < OUTAGE_TRUST);
+        let Some(last) = last else { return self.judge(presented, &*self.recall(presented.id).await?) };
+        match tokio::time::timeout(OUTAGE_PATIENCE, self.recall(presented.id)).await {
+            Ok(Ok(fresh)) => self.judge(presented, &fresh),
+            Ok(Err(StoreError::Away(_))) | Err(_) => self.judge(presented, &last),
+            Ok(Err(error @ StoreError::Refused { .. })) => Err(error.into()),
+        }
+    }
+
+    fn is_bootstrap(&self, text: &str) -> bool {
+        self.bootstrap.as_ref().is_some_and(|own| bool::from(token::sha256(text).ct_eq(own)))
+    }
+
+    fn judge(&self, presented: Presented<'_>, remembered: &Remembered) -> Result<Arc<Principal>, AuthError> {
         let known = remembered.known.as_ref().ok_or(AuthError::Invalid)?;
         if !bool::from(presented.secret.sha256().ct_eq(&known.secret_sha256)) {
             return Err(AuthError::Invalid);
@@ -273,6 +304,7 @@ impl Authority {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::ScriptedStore;
     use jobgate_shared::{
         clock::{ManualClock, system},
         store::memory::MemoryStore,
@@ -351,6 +383,40 @@ mod tests {
         store.revoke_token(&Scope::All, third.token.id).await.unwrap();
         authority.forget();
         assert!(matches!(authority.authenticate(&third.text).await, Err(AuthError::Invalid)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_watches_is_known_through_an_outage_of_the_store_and_nobody_else_is() {
+        let (store, clock) = (ScriptedStore::new(), Arc::new(ManualClock::at(system().now())));
+        let authority = Authority::new(store.clone(), clock.clone(), None).unwrap();
+        let expires_at = Some(clock.now() + Duration::from_hours(20));
+        let lasting = stored(&store.inner, wish(None, &[Role::Read])).await;
+        let ending = stored(&store.inner, TokenWish { expires_at, ..wish(None, &[Role::Read]) }).await;
+        let (revoked, unseen) = (
+            stored(&store.inner, wish(None, &[Role::Read])).await,
+            stored(&store.inner, wish(None, &[Role::Read])).await,
+        );
+        for minted in [&lasting, &ending, &revoked] {
+            authority.authenticate_watcher(&minted.text).await.unwrap();
+        }
+        store.inner.revoke_token(&Scope::All, revoked.token.id).await.unwrap();
+        tokio::time::advance(TRUST).await;
+        assert!(matches!(authority.authenticate_watcher(&revoked.text).await, Err(AuthError::Invalid)));
+        store.away.store(true, Ordering::SeqCst);
+        for minted in [&lasting, &ending] {
+            authority.authenticate_watcher(&minted.text).await.unwrap();
+            assert!(matches!(authority.authenticate(&minted.text).await, Err(AuthError::Store(_))));
+        }
+        assert!(matches!(authority.authenticate_watcher(&revoked.text).await, Err(AuthError::Invalid)));
+        assert!(matches!(authority.authenticate_watcher(&unseen.text).await, Err(AuthError::Store(_))));
+        let (other, _) = token::mint(lasting.token.id);
+        assert!(matches!(authority.authenticate_watcher(&other).await, Err(AuthError::Invalid)));
+        tokio::time::advance(Duration::from_hours(20)).await;
+        clock.advance(Duration::from_hours(20));
+        authority.authenticate_watcher(&lasting.text).await.unwrap();
+        assert!(matches!(authority.authenticate_watcher(&ending.text).await, Err(AuthError::Invalid)));
+        tokio::time::advance(Duration::from_hours(4)).await;
+        assert!(matches!(authority.authenticate_watcher(&lasting.text).await, Err(AuthError::Store(_))));
     }
 
     #[tokio::test]

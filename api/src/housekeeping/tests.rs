@@ -50,6 +50,35 @@ async fn ended_jobs_and_their_logs_go_when_their_time_has_come_and_others_stay()
     stage.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_remover_that_died_left_goes_and_a_job_that_was_tried_again_keeps_its_logs() {
+    let stage = Stage::new();
+    let folder = tempfile::tempdir().unwrap();
+    let logs = LogStore::directory(folder.path()).unwrap();
+    let jobs = stage.post("local", 3).await;
+    cancel(&stage, &jobs).await;
+    for job in &jobs {
+        logs.append(*job, 1, LogStream::Stdout, 0, Bytes::from_static(b"hello")).await.unwrap();
+    }
+    logs.doom(&jobs, stage.clock.now()).await.unwrap();
+    // Somebody was faster; then the remover died.
+    stage.store.command(&Scope::All, &jobs[2..], Command::Retry, "token:test").await.unwrap();
+    for job in &jobs[..2] {
+        stage.store.remove(&Scope::All, *job).await.unwrap();
+    }
+    keep_house(&stage, &logs, Config::default());
+    let mut printed = Vec::new();
+    for wait in [Duration::from_mins(50), Duration::from_mins(25)] {
+        tokio::time::sleep(wait).await;
+        for job in &jobs {
+            printed.push(logs.resume(*job, 1, LogStream::Stdout).await.unwrap());
+        }
+    }
+    assert_eq!(printed, [5, 5, 5, 0, 0, 5]);
+    assert_eq!(logs.dooms(stage.clock.now()).await.unwrap(), []);
+    stage.end().await;
+}
+
 #[test]
 fn a_gauge_of_a_queue_that_is_gone_is_shown_as_zero_once() {
     let labels = |priority, state| (cluster("local"), priority, state);

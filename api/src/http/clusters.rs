@@ -12,7 +12,7 @@ use axum::{Json, extract::State, http::HeaderMap};
 use chrono::{DateTime, Utc};
 use jobgate_shared::{
     domain::{ClusterName, JobState, WorkerId},
-    store::Worker,
+    store::{Oldest, Worker},
     wire::Nudge,
 };
 use serde::{Deserialize, Deserializer, Serialize};
@@ -39,10 +39,10 @@ pub(super) struct Queue {
     workers: usize,
     /// How many jobs stand where; of the caller's projects.
     depths: Vec<QueueDepth>,
-    /// The longest wait at each priority; of every project.
-    oldest: Vec<QueueAge>,
-    /// Due jobs workers were told of and have not taken.
-    hints_outstanding: u64,
+    /// The longest wait at each priority, of every project; null for a token of one project.
+    oldest: Option<Vec<QueueAge>>,
+    /// Due jobs workers were told of and have not taken, of every project; null for a token of one project.
+    hints_outstanding: Option<u64>,
 }
 
 /// Jobs of one priority in one state.
@@ -89,20 +89,25 @@ pub(super) async fn queues(
     let depths: Vec<_> = depths.into_iter().filter(|depth| scope.covers(&depth.project)).collect();
     let mut names: BTreeSet<ClusterName> = api.clusters.clusters().iter().map(|c| c.name.clone()).collect();
     names.extend(depths.iter().map(|depth| depth.cluster.clone()));
+    // What tells of other projects' jobs is nothing for who does not see them.
+    let sees_all = caller.principal.project.is_none();
+    let ages = |cluster: &ClusterName| {
+        let of_cluster = oldest.iter().filter(|o| o.cluster == *cluster);
+        let age = |o: &Oldest| QueueAge {
+            priority: o.priority,
+            due_since: o.due_since,
+            age_seconds: (now - o.due_since).to_std().unwrap_or_default().as_secs_f64(),
+        };
+        of_cluster.map(age).collect()
+    };
+    let outstanding =
+        |cluster: &ClusterName| hinted.iter().filter(|h| h.cluster == *cluster).map(|h| h.outstanding).sum();
     let queue = |cluster: ClusterName| Queue {
         paused: sight.setting(&cluster).is_some_and(|setting| setting.paused),
         workers: serving(&sight, &cluster).count(),
         depths: sum(depths.iter().filter(|d| d.cluster == cluster).map(|d| ((d.priority, d.state), d.jobs))),
-        oldest: oldest
-            .iter()
-            .filter(|o| o.cluster == cluster)
-            .map(|o| QueueAge {
-                priority: o.priority,
-                due_since: o.due_since,
-                age_seconds: (now - o.due_since).to_std().unwrap_or_default().as_secs_f64(),
-            })
-            .collect(),
-        hints_outstanding: hinted.iter().filter(|h| h.cluster == cluster).map(|h| h.outstanding).sum(),
+        oldest: sees_all.then(|| ages(&cluster)),
+        hints_outstanding: sees_all.then(|| outstanding(&cluster)),
         cluster,
     };
     Ok(Json(Queues { items: names.into_iter().map(queue).collect() }))

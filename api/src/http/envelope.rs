@@ -58,7 +58,8 @@ impl Hosts {
         }
     }
 
-    fn check(&self, request: &Request) -> Result<(), Problem> {
+    /// The request calls this server by one of them.
+    pub(super) fn check(&self, request: &Request) -> Result<(), Problem> {
         let named = |authority: &str| authority.parse::<Authority>().ok().map(|a| a.host().to_owned());
         let header = request.headers().get(header::HOST);
         // Where a request names its server twice, both must be this one.

@@ -79,21 +79,34 @@ impl<N: Needs> FromRequestParts<Arc<Api>> for Caller<N> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Answer<Self> {
-        let token = bearer(&parts.headers)?;
-        if is_jobs_own(token) {
-            whose(api, token)?;
-            let detail = "a job's own token opens `POST /v1/jobs/{id}/reports` of that job and nothing else";
-            return Err(Problem::new(Kind::Forbidden, detail));
-        }
-        let principal = api.authority.authenticate(token).await.map_err(|error| match error {
-            AuthError::Invalid => Problem::invalid_token(),
-            AuthError::Store(error) => error.into(),
-        })?;
+        let token = no_jobs_own(api, parts)?;
+        let principal = api.authority.authenticate(token).await.map_err(unknown)?;
         let project = choose_project(parts, &principal)?;
         if !principal.may(N::ROLE) {
             return Err(Problem::lacks(N::ROLE));
         }
         Ok(Self { principal, project, needs: PhantomData })
+    }
+}
+
+/// Whoever watches the whole gateway, by a token that reads every project; known even while the store is away.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Watcher;
+
+impl FromRequestParts<Arc<Api>> for Watcher {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Answer<Self> {
+        let token = no_jobs_own(api, parts)?;
+        let principal = api.authority.authenticate_watcher(token).await.map_err(unknown)?;
+        choose_project(parts, &principal)?;
+        if !principal.may(Role::Read) {
+            return Err(Problem::lacks(Role::Read));
+        }
+        if principal.project.is_some() {
+            return Err(Problem::new(Kind::Forbidden, "a token of every project is needed"));
+        }
+        Ok(Self)
     }
 }
 
@@ -132,6 +145,24 @@ impl FromRequestParts<Arc<Api>> for Reporter {
             return whose(api, token).map(Self::Attempt);
         }
         Caller::from_request_parts(parts, api).await.map(Self::Caller)
+    }
+}
+
+/// The token shown, which is not a job's own.
+fn no_jobs_own<'p>(api: &Api, parts: &'p Parts) -> Answer<&'p str> {
+    let token = bearer(&parts.headers)?;
+    if is_jobs_own(token) {
+        whose(api, token)?;
+        let detail = "a job's own token opens `POST /v1/jobs/{id}/reports` of that job and nothing else";
+        return Err(Problem::new(Kind::Forbidden, detail));
+    }
+    Ok(token)
+}
+
+fn unknown(error: AuthError) -> Problem {
+    match error {
+        AuthError::Invalid => Problem::invalid_token(),
+        AuthError::Store(error) => error.into(),
     }
 }
 

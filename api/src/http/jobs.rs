@@ -313,12 +313,16 @@ pub(super) async fn remove(
     if !one(&api, &caller.scope(), id).await?.life.state.is_terminal() {
         return Err(not_ended());
     }
-    // The logs first: once the row is gone nobody knows of them.
-    api.logs.remove(&[id]).await.map_err(log_store_away)?;
+    // Noted first, so that a crash leaves no log for ever; gone last, so that a job tried again meanwhile keeps its own.
+    api.logs.doom(&[id], api.clock.now()).await.map_err(log_store_away)?;
     match api.store.remove(&caller.scope(), id).await? {
         Removed::Removed => {}
         Removed::NotEnded => return Err(not_ended()),
         Removed::Absent => return Err(Problem::no_such_job()),
+    }
+    if let Err(error) = api.logs.remove(&[id]).await {
+        let error = format!("{:#}", anyhow::Error::new(error));
+        tracing::warn!(error, job = %id, "job {id} is removed; its logs are removed later");
     }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -39,7 +39,7 @@ const EVERY_PROJECT: &str = "*";
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"name": "nightly-build", "project": "default", "roles": ["submit"]}))]
 pub(super) struct TokenRequest {
-    /// For people; stands in the history of what its holder does.
+    /// For people; stands in the history of what its holder does. `bootstrap` is taken.
     #[schema(
         max_length = 100,
         pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
@@ -147,6 +147,10 @@ pub(super) async fn create(
     if name.trim().is_empty() {
         return Err(Problem::invalid("name", "must not be empty"));
     }
+    if name.trim().eq_ignore_ascii_case(auth::BOOTSTRAP) {
+        let whose = format!("`{}` is what histories call the configured administrator", auth::BOOTSTRAP);
+        return Err(Problem::invalid("name", whose));
+    }
     roles.sort_unstable();
     roles.dedup();
     if roles.is_empty() {
@@ -197,7 +201,7 @@ fn check_work(
     if roles != [Role::Work] {
         return Err(Problem::invalid("roles", "must be `work` alone for a token of a cluster"));
     }
-    if project.is_some_and(|name| name != EVERY_PROJECT) {
+    if project.is_some() {
         return Err(Problem::invalid("project", "must be absent: whoever works for a cluster works for all"));
     }
     let served = api.clusters.clusters().iter().any(|info| info.name == *cluster && is_outside(info));

@@ -141,9 +141,9 @@ pub(crate) struct QueueDoc {
     /// How many jobs stand where.
     #[serde(default)]
     pub(crate) depths: Vec<DepthDoc>,
-    /// The longest wait at each priority.
+    /// The longest wait at each priority, if the token may know.
     #[serde(default)]
-    pub(crate) oldest: Vec<OldestDoc>,
+    pub(crate) oldest: Option<Vec<OldestDoc>>,
 }
 
 /// Jobs of one priority in one state.

@@ -141,7 +141,7 @@ fn queue_table(items: &[Value]) -> anyhow::Result<Table> {
             };
             let ended: Vec<JobState> =
                 JobState::ALL.into_iter().filter(|state| state.is_terminal()).collect();
-            let oldest = queue.oldest.iter().find(|oldest| oldest.priority == priority);
+            let oldest = queue.oldest.iter().flatten().find(|oldest| oldest.priority == priority);
             table.row(&[
                 queue.cluster.clone(),
                 priority.to_string(),
@@ -256,7 +256,7 @@ mod tests {
                 "depths": [{"priority": 10, "state": "INITIALIZED", "jobs": 4}, {"priority": 0, "state": "RUNNING", "jobs": 2},
                            {"priority": 0, "state": "FINISHED", "jobs": 7}, {"priority": 0, "state": "FAILED", "jobs": 1}],
                 "oldest": [{"priority": 10, "due_since": "2030-01-01T00:00:00Z", "age_seconds": 61.5}]}),
-            serde_json::json!({"cluster": "slurm-a", "paused": true, "workers": 0, "depths": [], "oldest": []}),
+            serde_json::json!({"cluster": "slurm-a", "paused": true, "workers": 0, "depths": [], "oldest": null}),
         ];
         let shown = queue_table(&items).unwrap().to_string();
         let rows: Vec<Vec<&str>> =

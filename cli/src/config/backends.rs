@@ -3,7 +3,7 @@
 //! The adapters' own structs hold the values and their defaults; here an address may be missing, because only some
 //! roles need one.
 
-use super::{ConfigError, Secret};
+use super::{ConfigError, Conflict, Secret};
 use jobgate_shared::{
     broker::rabbitmq::{AmqpUrl, Prefix, QueueKind, RabbitMqConfig},
     settings::{Number, Period},
@@ -57,6 +57,11 @@ fn needed(key: &str, variable: &str, role: &str) -> ConfigError {
 }
 
 impl StoreSection {
+    pub(super) fn check(&self) -> Result<(), Conflict> {
+        let url = self.url.as_ref().map_or(Ok(()), |url| PostgresConfig::check_url(url.expose()));
+        url.map_err(|message| Conflict { key: "store.url".to_owned(), message })
+    }
+
     /// As the adapter takes it; an error when there is no address, which `role` needs.
     pub(crate) fn postgres(&self, role: &str) -> Result<PostgresConfig, ConfigError> {
         let url = self.url.as_ref().ok_or_else(|| needed("store.url", "JOBGATE_DATABASE_URL", role))?;

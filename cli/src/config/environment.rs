@@ -8,7 +8,7 @@ use jobgate_shared::{failpoint, reporting};
 use std::{collections::BTreeMap, str::FromStr};
 
 /// Every variable that means something, and what.
-pub(crate) const VARIABLES: [(&str, &str); 16] = [
+pub(crate) const VARIABLES: [(&str, &str); 17] = [
     ("JOBGATE_CONFIG", "path of the configuration file, as `--config`"),
     ("JOBGATE_DATA_DIR", "`data_dir`"),
     ("JOBGATE_DATABASE_URL", "`store.url`"),
@@ -20,6 +20,7 @@ pub(crate) const VARIABLES: [(&str, &str); 16] = [
     ("JOBGATE_REPORT_URL", "`reports.url`: where the API is, as jobs reach it"),
     ("JOBGATE_REPORT_KEY", "`reports.key`: what the tokens are made of that jobs report with"),
     ("JOBGATE_OPS_LISTEN", "`telemetry.listen`"),
+    ("JOBGATE_OPS_PRIVATE_NETWORK", "`telemetry.private_network`: `true` or `false`"),
     ("JOBGATE_LOG", "`telemetry.log`"),
     ("JOBGATE_LOG_FORMAT", "`telemetry.log_format`"),
     ("JOBGATE_SERVER", "`client.server`: the gateway client commands talk to"),
@@ -117,6 +118,7 @@ impl Environment {
         put(&mut config.reports.url, text("JOBGATE_REPORT_URL").map(Some));
         put(&mut config.reports.key, text("JOBGATE_REPORT_KEY").map(|key| Some(key.into())));
         put(&mut config.telemetry.listen, self.parse("JOBGATE_OPS_LISTEN")?);
+        put(&mut config.telemetry.private_network, self.parse("JOBGATE_OPS_PRIVATE_NETWORK")?);
         put(&mut config.telemetry.log, text("JOBGATE_LOG"));
         put(&mut config.telemetry.log_format, self.parse("JOBGATE_LOG_FORMAT")?);
         put(&mut config.client.server, text("JOBGATE_SERVER").map(Some));

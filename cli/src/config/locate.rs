@@ -46,6 +46,24 @@ pub(super) fn keys_below(text: &str, section: &str) -> Vec<String> {
     entries(text).into_iter().filter_map(below).collect()
 }
 
+/// The key of a cluster's section that an engine's words about its settings begin with: `umask must be …`, `create: argv:
+/// names …`. Nothing when they begin with no key of the file.
+pub(super) fn told_key(text: &str, section: &str, message: &str) -> Option<String> {
+    if !section.starts_with("clusters.") {
+        return None;
+    }
+    let (mut found, mut rest) = (section.to_owned(), message);
+    loop {
+        let word = rest.split([' ', ':', ',']).next().unwrap_or_default();
+        let key = format!("{found}.{word}");
+        if word.is_empty() || of_key(text, &key).is_none() {
+            return (found != section).then_some(found);
+        }
+        found = key;
+        rest = rest[word.len()..].trim_start_matches([':', ' ']);
+    }
+}
+
 fn line_at(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
 }

@@ -8,11 +8,13 @@ mod environment;
 mod locate;
 mod secret;
 mod sections;
+mod tls;
 mod worker;
 
 pub(crate) use environment::{Environment, take_orders};
 pub(crate) use secret::Secret;
-pub(crate) use sections::{ApiSection, Config, LogFormat, TelemetrySection, TlsSection, Within};
+pub(crate) use sections::{ApiSection, Config, LogFormat, TelemetrySection, Within};
+pub(crate) use tls::TlsSection;
 pub(crate) use worker::ClusterSection;
 
 use std::{
@@ -70,6 +72,8 @@ pub(crate) struct Flags {
     pub(crate) data_dir: Option<PathBuf>,
     /// `--listen`
     pub(crate) listen: Option<SocketAddr>,
+    /// The command serves the API.
+    pub(crate) serves: bool,
 }
 
 /// A setting that does not go together with another.
@@ -78,6 +82,12 @@ pub(crate) struct Conflict {
     pub(crate) key: String,
     /// What is wrong.
     pub(crate) message: String,
+}
+
+impl From<Conflict> for ConfigError {
+    fn from(Conflict { key, message }: Conflict) -> Self {
+        Self::Impossible { key, message }
+    }
 }
 
 impl Config {
@@ -99,15 +109,20 @@ impl Config {
         if let Some(listen) = flags.listen {
             config.api.listen = listen;
         }
-        config.check().map_err(|conflict| match locate::of_key(&text, &conflict.key) {
-            Some(line) => {
-                let message = format!("{}: {}", conflict.key, conflict.message);
-                ConfigError::Invalid { path: path.clone(), line, message }
-            }
-            None => ConfigError::Impossible { key: conflict.key, message: conflict.message },
-        })?;
+        let checked = config.check().and_then(|()| if flags.serves { config.check_files() } else { Ok(()) });
+        checked.map_err(|conflict| located(&path, &text, conflict))?;
         Ok(config)
     }
+}
+
+/// The conflict with the line its key stands in, if the file has it.
+fn located(path: &Path, text: &str, mut conflict: Conflict) -> ConfigError {
+    if let Some(key) = locate::told_key(text, &conflict.key, &conflict.message) {
+        conflict.key = key;
+    }
+    let Some(line) = locate::of_key(text, &conflict.key) else { return conflict.into() };
+    let message = format!("{}: {}", conflict.key, conflict.message);
+    ConfigError::Invalid { path: path.to_owned(), line, message }
 }
 
 fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {

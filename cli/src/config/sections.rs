@@ -6,9 +6,11 @@
 use super::{
     Conflict, Secret,
     backends::{BrokerSection, StoreSection},
+    tls::TlsSection,
     worker::{ClusterSection, WorkerSection},
 };
-use jobgate_api::{dispatcher, housekeeping, http::HttpConfig, recorder};
+use crate::logging;
+use jobgate_api::{auth, dispatcher, housekeeping, http::HttpConfig, recorder};
 use jobgate_shared::{
     domain::ClusterName,
     reporting::{KeyTooShort, ReportKey},
@@ -104,7 +106,14 @@ impl Config {
         }
         self.api.check()?;
         self.reports.check()?;
+        self.store.check()?;
+        self.telemetry.check()?;
         self.worker.check()
+    }
+
+    /// What only a process that serves the API needs on its host: the files of its certificate.
+    pub(super) fn check_files(&self) -> Result<(), Conflict> {
+        self.api.tls.as_ref().map_or(Ok(()), |tls| tls.read().map(drop))
     }
 }
 
@@ -143,6 +152,12 @@ impl Default for ApiSection {
 
 impl ApiSection {
     fn check(&self) -> Result<(), Conflict> {
+        if let Some(token) = &self.admin_token
+            && token.expose().len() < auth::MIN_BOOTSTRAP_LENGTH
+        {
+            let message = auth::TooShort.to_string();
+            return Err(Conflict { key: "api.admin_token".to_owned(), message });
+        }
         if self.listen.ip().is_loopback() || self.tls.is_some() || self.behind_proxy {
             return Ok(());
         }
@@ -153,16 +168,6 @@ impl ApiSection {
         );
         Err(Conflict { key: "api.listen".to_owned(), message })
     }
-}
-
-/// `[api.tls]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TlsSection {
-    /// PEM file with the certificate and those that lead to its authority.
-    pub(crate) certificate: PathBuf,
-    /// PEM file with its key.
-    pub(crate) key: PathBuf,
 }
 
 /// `[reports]`
@@ -208,8 +213,10 @@ pub(crate) struct LogsSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TelemetrySection {
-    /// Where `worker` and `recorder` serve `/metrics`, `/livez` and `/readyz`.
+    /// Where `worker` and `recorder` serve `/metrics`, `/livez` and `/readyz`, to anybody who asks.
     pub(crate) listen: SocketAddr,
+    /// Other hosts reach that address, and only those of operators do; without this only this host may ask.
+    pub(crate) private_network: bool,
     /// What is logged: a level, or filters such as `info,jobgate_worker=debug`.
     pub(crate) log: String,
     /// How it is logged.
@@ -220,9 +227,25 @@ impl Default for TelemetrySection {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7071)),
+            private_network: false,
             log: "info".to_owned(),
             log_format: LogFormat::default(),
         }
+    }
+}
+
+impl TelemetrySection {
+    fn check(&self) -> Result<(), Conflict> {
+        let conflict = |key: &str, message: String| Conflict { key: format!("telemetry.{key}"), message };
+        if !self.listen.ip().is_loopback() && !self.private_network {
+            let message = format!(
+                "{} can be reached from other hosts, and whoever asks there needs no token: set telemetry.private_network \
+                 if only operators reach it",
+                self.listen
+            );
+            return Err(conflict("listen", message));
+        }
+        logging::filter(&self.log).map(drop).map_err(|message| conflict("log", message))
     }
 }
 

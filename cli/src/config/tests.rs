@@ -86,7 +86,7 @@ fn a_configuration_can_be_printed_without_its_secrets() {
     let variables = environment(&[
         ("JOBGATE_DATABASE_URL", "postgres://u:hunter2@h/d"),
         ("JOBGATE_BROKER_URL", "amqp://u:hunter2@h"),
-        ("JOBGATE_ADMIN_TOKEN", "jgt_hunter2"),
+        ("JOBGATE_ADMIN_TOKEN", "jgt_hunter2-and-what-makes-it-long-enough"),
         ("JOBGATE_TOKEN", "jgt_hunter2"),
     ]);
     let config = Config::load(&Flags::default(), &variables).unwrap();
@@ -128,12 +128,118 @@ fn settings_that_do_not_go_together_are_refused_at_the_one_to_change() {
     assert_eq!(said, "worker.heartbeat: must be at most a third of worker.lease", "a default has no line");
 }
 
+/// What a process that serves the API says of this file.
+fn refusal(text: &str) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("jobgate.toml");
+    std::fs::write(&file, text.replace("HERE", directory.path().to_str().unwrap())).unwrap();
+    std::fs::write(directory.path().join("good.pem"), CERTIFICATE).unwrap();
+    let flags = Flags { config: Some(file), serves: true, ..Flags::default() };
+    let said = Config::load(&flags, &Environment::default()).unwrap_err().to_string();
+    said.replace(directory.path().to_str().unwrap(), "").trim_start_matches('/').to_owned()
+}
+
+/// As far as anybody looks without its key.
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+
 #[test]
-fn an_address_others_can_reach_needs_tls_or_a_proxy() {
+fn what_could_not_work_is_refused_at_start_with_file_line_and_key() {
+    let slurm = "[clusters.s]\nengine = \"slurm\"\nuser = \"u\"\ntoken_file = \"/t\"\n";
+    let command = "[clusters.c]\nengine = \"command\"\npreset = \"pbs\"\nshared_dir = \"/s\"\n";
+    for (text, expected) in [
+        (
+            "[api]\nadmin_token = \"too short\"\n".to_owned(),
+            "2: api.admin_token: an administrator's token has at least 32 characters",
+        ),
+        (
+            "[api]\nlisten = \"0.0.0.0:7070\"\n".to_owned(),
+            "2: api.listen: 0.0.0.0:7070 can be reached from other hosts, where tokens",
+        ),
+        (
+            "[api.tls]\ncertificate = \"HERE/none.pem\"\nkey = \"HERE/none.pem\"\n".to_owned(),
+            "2: api.tls.certificate: /none.pem: ",
+        ),
+        (
+            "[api.tls]\ncertificate = \"HERE/good.pem\"\nkey = \"HERE/none.pem\"\n".to_owned(),
+            "3: api.tls.key: /none.pem: ",
+        ),
+        (
+            "[store]\n\nurl = \"postgres://u:secret@h:port/d\"\n".to_owned(),
+            "3: store.url: is no address of a database: invalid port number",
+        ),
+        ("[store]\nurl = \"h/d\"\n".to_owned(), "2: store.url: must begin with postgres://"),
+        ("[reports]\nkey = \"short\"\n".to_owned(), "2: reports.key: "),
+        (
+            "[telemetry]\nlog = \"jobgate=loud\"\n".to_owned(),
+            "2: telemetry.log: \"jobgate=loud\" is neither a level nor a filter: ",
+        ),
+        (
+            "[telemetry]\nlisten = \"0.0.0.0:7071\"\n".to_owned(),
+            "2: telemetry.listen: 0.0.0.0:7071 can be reached from other hosts, and whoever asks there needs no token",
+        ),
+        (
+            "[clusters.here]\nengine = \"local\"\nmax_cpus = 1\numask = 512\n".to_owned(),
+            "4: clusters.here.umask: umask must be 0 to 0o777",
+        ),
+        (
+            "[clusters.here]\nengine = \"local\"\nspool_dir = \"spool\"\n".to_owned(),
+            "3: clusters.here.spool_dir: spool_dir must be an absolute path",
+        ),
+        (
+            "[clusters.n]\nengine = \"noop\"\nfailure_ratio = 2.0\n".to_owned(),
+            "3: clusters.n.failure_ratio: failure_ratio must be 0 to 1",
+        ),
+        (format!("{slurm}url = \"slurm\"\n"), "5: clusters.s.url: url must begin with http://"),
+        (
+            format!("{command}[clusters.c.create]\nargv = [\"qsub\", \"{{nothing}}\"]\n"),
+            "6: clusters.c.create.argv: create: argv: {nothing} is nothing that can stand here",
+        ),
+        // What is missing stands nowhere: the section it belongs into.
+        (
+            "[clusters.s]\nengine = \"slurm\"\n".to_owned(),
+            "1: clusters.s: user or users must name an account",
+        ),
+    ] {
+        let said = refusal(&text);
+        assert!(said.starts_with(&format!("jobgate.toml:{expected}")), "{said}\n{text}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+#[test]
+fn only_who_serves_the_api_needs_the_files_of_its_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("jobgate.toml");
+    std::fs::write(&file, "[api.tls]\ncertificate = \"/nonexistent\"\nkey = \"/nonexistent\"\n").unwrap();
+    let load = |serves| {
+        Config::load(
+            &Flags { config: Some(file.clone()), serves, ..Flags::default() },
+            &Environment::default(),
+        )
+    };
+    assert!(load(false).is_ok());
+    assert!(load(true).unwrap_err().to_string().contains("api.tls.certificate: /nonexistent: "));
+}
+
+#[test]
+fn an_address_others_can_reach_needs_a_word_that_it_may() {
     let flags = Flags { listen: Some("0.0.0.0:7070".parse().unwrap()), ..Flags::default() };
     let said = Config::load(&flags, &Environment::default()).unwrap_err().to_string();
     assert!(said.starts_with("api.listen: 0.0.0.0:7070 can be reached from other hosts"), "{said}");
     assert!(Config::load(&flags, &environment(&[("JOBGATE_BEHIND_PROXY", "true")])).is_ok());
+    let ops = ("JOBGATE_OPS_LISTEN", "[::]:7071");
+    let said = Config::load(&Flags::default(), &environment(&[ops])).unwrap_err().to_string();
+    assert!(said.starts_with("telemetry.listen: [::]:7071 can be reached from other hosts"), "{said}");
+    let told = environment(&[ops, ("JOBGATE_OPS_PRIVATE_NETWORK", "true")]);
+    assert!(Config::load(&Flags::default(), &told).is_ok());
+}
+
+#[test]
+fn the_configurations_for_containers_are_good() {
+    for place in ["compose", "kubernetes"] {
+        let config = Some(root().join("deploy").join(place).join("jobgate.toml"));
+        Config::load(&Flags { config, ..Flags::default() }, &Environment::default()).unwrap();
+    }
 }
 
 #[test]

@@ -114,11 +114,18 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     };
     let admin_token = config.api.admin_token.clone();
-    let report_key = config.reports.key()?;
-    let composition =
-        Composition { config, doors: &doors, tasks: &tasks, metrics, admin_token, report_key, sole: false };
-    let api = start(composition)?;
-    opening.open(api);
+    let started = config.reports.key().map_err(anyhow::Error::from).and_then(|report_key| {
+        let (doors, tasks) = (&doors, &tasks);
+        start(Composition { config, doors, tasks, metrics, admin_token, report_key, sole: false })
+    });
+    match started {
+        Ok(api) => opening.open(api),
+        Err(error) => {
+            // A connection to the broker panics when the runtime ends before it does.
+            doors.close().await;
+            return Err(error);
+        }
+    }
     tracing::info!(url, "jobgate api serves {url}");
     tasks.wait().await;
     doors.close().await;

@@ -1,13 +1,10 @@
 //! Listeners: the address, and TLS where it is configured.
 
-use crate::config::{ApiSection, ConfigError, TlsSection};
+use crate::config::{ApiSection, ConfigError, TelemetrySection, TlsSection};
 use anyhow::Context as _;
-use jobgate_api::http::{self, HttpConfig, ops};
+use jobgate_api::http::{self, Hosts, HttpConfig, ops};
 use jobgate_shared::supervise::Tasks;
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use rustls::ServerConfig;
 use std::{io, net::SocketAddr, sync::Arc};
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -45,29 +42,22 @@ pub(super) fn url(bound: SocketAddr, tls: bool) -> String {
 
 /// The TLS a listener speaks, if it is configured to.
 pub(super) fn tls(api: &ApiSection) -> anyhow::Result<Option<Arc<ServerConfig>>> {
-    let Some(TlsSection { certificate, key }) = &api.tls else { return Ok(None) };
-    let wrong = |key: &str, what: &std::path::Path, why: String| ConfigError::Impossible {
-        key: format!("api.tls.{key}"),
-        message: format!("{}: {why}", what.display()),
-    };
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .map_err(|error| wrong("certificate", certificate, error.to_string()))?;
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong("key", key, error.to_string()))?;
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, secret)
-        .map_err(|error| wrong("certificate", certificate, error.to_string()))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Some(Arc::new(config)))
+    let read = api.tls.as_ref().map(TlsSection::read).transpose().map_err(ConfigError::from)?;
+    Ok(read.map(Arc::new))
 }
 
 /// Serves what operators look at, for a role that serves nothing else.
-pub(super) fn serve_ops(address: SocketAddr, ops: ops::Ops, tasks: &Tasks) -> anyhow::Result<SocketAddr> {
-    let (listener, bound) = bind(address)?;
-    let serving = tasks.clone();
+pub(super) fn serve_ops(
+    telemetry: &TelemetrySection,
+    ops: ops::Ops,
+    tasks: &Tasks,
+) -> anyhow::Result<SocketAddr> {
+    let (listener, bound) = bind(telemetry.listen)?;
+    // Who is let into a network of operators calls each process by whatever name it has there.
+    let hosts = (!telemetry.private_network).then(|| Hosts::new(bound, &[]));
+    let (router, serving) = (ops::router(ops, hosts), tasks.clone());
     tasks.spawn("ops listener", async move {
-        http::serve(listener, None, ops::router(ops), &HttpConfig::default(), &serving).await;
+        http::serve(listener, None, router, &HttpConfig::default(), &serving).await;
     });
     Ok(bound)
 }

@@ -39,15 +39,22 @@ impl Follow {
         Ok(Self { client: client.clone(), label: label.to_owned(), events })
     }
 
-    /// Follows until every job the tracker knows has ended. The first interrupt cancels them; at the second nothing is
-    /// waited for: `None`.
+    /// Follows until every job the tracker knows has ended. The first interrupt, if there was none yet, cancels them; at the
+    /// second nothing is waited for: `None`.
     pub(super) async fn until_all_ended(
         mut self,
         tracker: &mut Tracker,
         progress: &mut Progress,
         interrupts: &mut Interrupts,
+        interrupted: Option<&'static str>,
     ) -> anyhow::Result<Option<Ended>> {
         let mut ended = Ended::ByThemselves;
+        if let Some(name) = interrupted {
+            ended = Ended::Canceled;
+            if !self.cancel(name, progress, interrupts).await? {
+                return Ok(None);
+            }
+        }
         let mut heard_at = Instant::now();
         let mut drawing = interval(DRAW);
         drawing.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -72,11 +79,8 @@ impl Follow {
                 name = interrupts.next() => match ended {
                     Ended::ByThemselves => {
                         ended = Ended::Canceled;
-                        progress.say(&format!("{name}: cancelling what has not ended; once more to leave at once"));
-                        // Raced against the next interrupt: a gateway that hangs must not keep anybody here.
-                        tokio::select! {
-                            canceled = cancel_all(&self.client, &self.label) => { canceled?; }
-                            _ = interrupts.next() => return Ok(None),
+                        if !self.cancel(name, progress, interrupts).await? {
+                            return Ok(None);
                         }
                     }
                     Ended::Canceled => return Ok(None),
@@ -85,6 +89,21 @@ impl Follow {
         }
         progress.counts(tracker.counts());
         Ok(Some(ended))
+    }
+
+    /// Cancels what has not ended; false when another interrupt came meanwhile.
+    async fn cancel(
+        &self,
+        name: &str,
+        progress: &Progress,
+        interrupts: &mut Interrupts,
+    ) -> anyhow::Result<bool> {
+        progress.say(&format!("{name}: cancelling what has not ended; once more to leave at once"));
+        // Raced against the next interrupt: a gateway that hangs must not keep anybody here.
+        tokio::select! {
+            canceled = cancel_all(&self.client, &self.label) => canceled.map(|_| true),
+            _ = interrupts.next() => Ok(false),
+        }
     }
 
     /// Asks about jobs that are not known to have ended.

@@ -26,7 +26,7 @@ use memory::Memory;
 use plan::Plan;
 use progress::Progress;
 use serde_json::Value;
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, pin::pin};
 use tracker::Tracker;
 
 /// Lines of standard error shown of a job that did not end well.
@@ -119,53 +119,86 @@ impl Running<'_> {
         let label = self.plan.label(memory.generation());
         let mut follow = Follow::begin(self.client, &label).await?;
         let mut tracker = Tracker::default();
-        let mut refused = self.submit(memory.generation(), &mut tracker).await?;
+        let Some(mut submitted) = self.submit(memory.generation(), &mut tracker).await? else {
+            return Ok(None);
+        };
         let counts = tracker.counts();
-        if memory.is_resumed() && counts.ended() == counts.all() && counts.all() > 0 {
+        let goes_on = memory.is_resumed() && submitted.interrupted.is_none();
+        if goes_on && counts.ended() == counts.all() && counts.all() > 0 {
             self.progress.say("every job of the run before had ended; this is a new run");
             memory.complete()?;
             memory.begin()?;
             let label = self.plan.label(memory.generation());
             (follow, tracker) = (Follow::begin(self.client, &label).await?, Tracker::default());
-            refused = self.submit(memory.generation(), &mut tracker).await?;
-        } else if memory.is_resumed() {
+            let Some(anew) = self.submit(memory.generation(), &mut tracker).await? else { return Ok(None) };
+            submitted = anew;
+        } else if goes_on {
             self.progress.say(&format!(
                 "going on with the run before: {} of {} jobs had ended",
                 counts.ended(),
                 counts.all()
             ));
         }
-        let ended = follow.until_all_ended(&mut tracker, &mut self.progress, &mut self.interrupts).await;
+        let Submitted { refused, interrupted } = submitted;
+        let (progress, interrupts) = (&mut self.progress, &mut self.interrupts);
+        let ended = follow.until_all_ended(&mut tracker, progress, interrupts, interrupted).await;
         self.progress.end();
         let Some(ended) = ended? else { return Ok(None) };
         memory.complete()?;
         Ok(Some((ended, refused)))
     }
 
-    /// Submits every job of a generation; those submitted before answer as they stand. Answers how many were refused.
-    async fn submit(&mut self, generation: u32, tracker: &mut Tracker) -> anyhow::Result<usize> {
+    /// Submits every job of a generation; those submitted before answer as they stand. An interrupt ends it with the batch
+    /// under way, a second one at once: `None`.
+    async fn submit(&mut self, generation: u32, tracker: &mut Tracker) -> anyhow::Result<Option<Submitted>> {
         let documents = self.plan.documents(generation);
-        let (mut index, mut refused) = (0, 0);
+        let mut submitted = Submitted { refused: 0, interrupted: None };
+        let mut index = 0;
         for (i, batch) in job_file::batches(&documents).into_iter().enumerate() {
             let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
             let key = format!("{}-{i}", self.plan.label(generation));
-            for outcome in post_batch(self.client, &batch, &key).await? {
+            let mut posted = pin!(post_batch(self.client, &batch, &key));
+            let outcomes = loop {
+                tokio::select! {
+                    outcomes = &mut posted => break outcomes?,
+                    name = self.interrupts.next() => {
+                        // What is on its way may be stored: its jobs must be known to be cancelled.
+                        if submitted.interrupted.replace(name).is_some() {
+                            return Ok(None);
+                        }
+                    }
+                }
+            };
+            for outcome in outcomes {
                 match outcome {
                     Ok(document) => {
                         tracker.answered(&commands::read(&document)?);
                     }
                     Err(problem) => {
-                        refused += 1;
+                        submitted.refused += 1;
                         self.progress.say(&format!("line {}: {problem}", self.plan.line(index)));
                     }
                 }
                 index += 1;
             }
             self.progress.counts(tracker.counts());
+            if submitted.interrupted.is_some() {
+                let left = documents.len() - index;
+                self.progress.say(&format!("{left} jobs of the file are not submitted any more"));
+                break;
+            }
         }
         tracker.settle();
-        Ok(refused)
+        Ok(Some(submitted))
     }
+}
+
+/// How a submission went.
+struct Submitted {
+    /// Jobs that were refused.
+    refused: usize,
+    /// The signal that ended it early.
+    interrupted: Option<&'static str>,
 }
 
 /// Shows what became of the jobs with this label; answers them.

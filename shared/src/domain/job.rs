@@ -254,6 +254,13 @@ pub struct Job {
 }
 
 impl Job {
+    /// About how many bytes it takes, stored or sent: what was asked for and handed out, the same for every store.
+    pub fn weight(&self) -> usize {
+        // What is around the documents: names, times, words.
+        const FRAME: usize = 1024;
+        FRAME + length(&self.spec) + length(&self.inputs) + length(&self.outputs)
+    }
+
     /// The first entry of its history: accepted, in the state it began in.
     pub fn acceptance(&self, began: JobState) -> HistoryEntry {
         HistoryEntry {
@@ -265,6 +272,24 @@ impl Job {
             by: Some(self.created_by.clone()),
         }
     }
+}
+
+/// The length of a document as JSON.
+fn length(document: &impl Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // A document that could not be written was never stored; it weighs what was written of it.
+    drop(serde_json::to_writer(&mut count, document));
+    count.0
 }
 
 /// Environment every job gets to know itself by.

@@ -14,10 +14,11 @@
 mod floors;
 mod kernel;
 pub mod memory;
+mod page;
 pub mod postgres;
 pub mod sqlite;
 
-pub use self::floors::StoreFloors;
+pub use self::{floors::StoreFloors, page::PAGE_BYTES};
 use crate::domain::{
     ClusterName, Command, HistoryEntry, Job, JobId, JobState, NewJob, Project, Reach, Refusal, Report,
     ReportRefusal, SelfReport, StatusEvent, Submission, TokenId, WorkerId,
@@ -135,8 +136,8 @@ pub struct PageRequest {
 pub struct Page {
     /// The jobs, newest first.
     pub jobs: Vec<Job>,
-    /// Where the next page begins; absent on the last. A page can be short, even empty, and still have a next one: an
-    /// adapter may stop looking after a bounded number of rows.
+    /// Where the next page begins; absent on the last. A page can be short, even empty, and still have a next one: it ends
+    /// with the job that brings it to [`PAGE_BYTES`], and an adapter may stop looking after a bounded number of rows.
     pub next: Option<JobId>,
 }
 
@@ -550,8 +551,8 @@ pub trait Leases: Apply {
     /// land at any time, and then nobody else will do anything about its jobs while the worker lives.
     async fn held(&self, worker: WorkerId) -> StoreResult<Vec<JobId>>;
 
-    /// How many workers whose lease has not ended serve `cluster`.
-    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32>;
+    /// How many workers whose lease has not ended serve each of these clusters.
+    async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>>;
 
     /// Up to `limit` jobs of `cluster` that one of these workers has by its row ([`WorkerId::NOBODY`]: handed back), whole,
     /// in the order of their ids and beginning after `after`. For workers that keep no list of their own.
@@ -619,8 +620,8 @@ pub trait Store: Apply {
     /// Removes an ended job.
     async fn remove(&self, scope: &Scope, job: JobId) -> StoreResult<Removed>;
 
-    /// Up to `limit` jobs that ended before `before`, those that ended first first. Whoever removes them removes their
-    /// logs first: a log without a job would stay for ever.
+    /// Up to `limit` jobs that ended before `before`, those that ended first first. Whoever removes them writes down
+    /// beforehand that their logs are to go: a log without a job would stay for ever.
     async fn retirable(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>>;
 
     /// Removes those of these jobs that (still) ended before `before`, with their history and keys, and a bounded number

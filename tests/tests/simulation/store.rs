@@ -405,7 +405,7 @@ carried! { Leases:
         register(worker: &Worker = &worker, ttl: Duration = ttl) -> ();
         hand_back(worker: WorkerId = worker, items: &[ToHandBack] = &items) -> ();
         deregister(worker: WorkerId = worker) -> ();
-        serving(cluster: &ClusterName = &cluster) -> u32;
+        serving(clusters: &[ClusterName] = &clusters) -> Vec<u32>;
     }
 }
 

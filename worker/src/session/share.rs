@@ -5,7 +5,7 @@
 //! more than the whole.
 
 use super::{Served, Worker, drive::Message, lease::Lease};
-use jobgate_shared::{store::StoreResult, supervise::Tasks};
+use jobgate_shared::{domain::ClusterName, store::StoreResult, supervise::Tasks};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -61,10 +61,11 @@ async fn follow(worker: &Worker, inbox: &mpsc::Sender<Message>) {
 
 /// How many workers serve each of the clusters whose limits are shared.
 async fn look(worker: &Worker) -> StoreResult<Vec<(u16, &Served, u32)>> {
-    let mut seen = Vec::new();
-    for (cluster, served) in (0..).zip(&worker.clusters).filter(|(_, served)| served.is_shared()) {
-        // It serves the cluster itself, whatever a store just restored may say.
-        seen.push((cluster, served, worker.leases.serving(&served.name).await?.max(1)));
-    }
-    Ok(seen)
+    let shared: Vec<(u16, &Served)> =
+        (0..).zip(&worker.clusters).filter(|(_, served)| served.is_shared()).collect();
+    let names: Vec<ClusterName> = shared.iter().map(|(_, served)| served.name.clone()).collect();
+    let serving = worker.leases.serving(&names).await?;
+    // It serves the cluster itself, whatever a store just restored may say.
+    let seen = shared.into_iter().zip(serving);
+    Ok(seen.map(|((cluster, served), workers)| (cluster, served, workers.max(1))).collect())
 }

@@ -194,7 +194,7 @@ counted! { Leases:
     claim(worker: WorkerId, clusters: &[WorkerCluster], jobs: &[JobId]) -> Vec<Claimed>;
     claim_alone(worker: WorkerId, clusters: &[WorkerCluster], job: JobId) -> Claimed;
     held(worker: WorkerId) -> Vec<JobId>;
-    serving(cluster: &ClusterName) -> u32;
+    serving(clusters: &[ClusterName]) -> Vec<u32>;
     in_hands(cluster: &ClusterName, owners: &[WorkerId], after: Option<JobId>, limit: u32) -> Vec<Job>;
     record(items: &[ToRecord]) -> Vec<Recorded>;
     hand_back(worker: WorkerId, items: &[ToHandBack]) -> ();

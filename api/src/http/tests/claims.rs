@@ -447,6 +447,9 @@ async fn a_clusters_token_is_made_by_an_operator_and_is_for_nothing_else() {
         ("roles", json!({"name": "x", "cluster": "far", "roles": ["work", "read"]})),
         ("roles", json!({"name": "x", "cluster": "far", "roles": ["admin"]})),
         ("project", json!({"name": "x", "cluster": "far", "project": "a", "roles": ["work"]})),
+        ("project", json!({"name": "x", "cluster": "far", "project": "*", "roles": ["work"]})),
+        ("name", json!({"name": "bootstrap", "cluster": "far", "roles": ["work"]})),
+        ("name", json!({"name": " Bootstrap ", "project": "*", "roles": ["admin"]})),
     ] {
         let refused = bench.call("POST", "/v1/tokens").json(&wish).send().await;
         refused.is_problem(400, "invalid-field", Some(field));

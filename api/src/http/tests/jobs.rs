@@ -2,7 +2,8 @@
 
 use crate::testing::{Bench, small_job};
 use bytes::Bytes;
-use jobgate_shared::logs::LogStream;
+use chrono::TimeDelta;
+use jobgate_shared::{clock::system, logs::LogStream};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
@@ -174,6 +175,18 @@ async fn an_ended_job_is_removed_with_its_logs_and_one_that_has_not_ended_is_not
 }
 
 #[tokio::test]
+async fn a_job_that_is_tried_again_while_it_is_removed_keeps_its_logs() {
+    let bench = Bench::new();
+    let job = bench.posted(small_job()).await;
+    let id = job["id"].as_str().unwrap().parse().unwrap();
+    bench.logs.append(id, 1, LogStream::Stdout, 0, Bytes::from("text")).await.unwrap();
+    bench.call("POST", &format!("{}/cancel", path(&job))).send().await;
+    bench.store.overtaken.store(true, Ordering::SeqCst);
+    bench.call("DELETE", &path(&job)).send().await.is_problem(409, "state-conflict", None);
+    assert_eq!(bench.logs.resume(id, 1, LogStream::Stdout).await.unwrap(), 4);
+}
+
+#[tokio::test]
 async fn a_waiting_job_tells_what_it_waits_for() {
     let bench = Bench::new();
     let job = bench.posted(small_job()).await;
@@ -184,8 +197,10 @@ async fn a_waiting_job_tells_what_it_waits_for() {
     assert_eq!(reason(&bench), "no worker serves cluster local");
     bench.call("POST", "/v1/clusters/local/pause").send().await;
     assert_eq!(reason(&bench), "cluster local is paused by token:bootstrap");
-    let later = bench.posted(json!({"run_at": "2099-01-01T00:00:00Z", "spec": {"command": ["true"]}}));
-    drop(later);
+    let run_at = system().now() + TimeDelta::days(1);
+    let later = bench.posted(json!({"run_at": run_at, "spec": {"command": ["true"]}})).await;
+    let read = bench.call("GET", &path(&later)).send().await.json();
+    assert_eq!(read["reason"], format!("waits until {}", run_at.to_rfc3339()));
 }
 
 #[tokio::test]

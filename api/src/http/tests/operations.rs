@@ -38,7 +38,9 @@ async fn queues_tell_how_many_jobs_stand_where_and_how_long_they_wait() {
     assert_eq!(queue(&all, "slurm")["depths"], json!([]));
     let own = bench.token(Some("other"), &[Role::Read]).await;
     let own = bench.call("GET", "/v1/queues").token(&own).send().await.json();
-    assert_eq!(queue(&own, "local")["depths"], json!([{"priority": 0, "state": "INITIALIZED", "jobs": 1}]));
+    let local = queue(&own, "local");
+    assert_eq!(local["depths"], json!([{"priority": 0, "state": "INITIALIZED", "jobs": 1}]));
+    assert_eq!((&local["oldest"], &local["hints_outstanding"]), (&Value::Null, &Value::Null), "others' jobs");
 }
 
 #[tokio::test]
@@ -150,6 +152,16 @@ async fn metrics_need_a_token_unless_they_are_opened() {
         None,
     );
     assert_eq!(bench.call("GET", "/metrics").send().await.text(), "jobgate_metric 1\n");
+    // They are for outages.
+    let scraper = bench.token(None, &[Role::Read]).await;
+    let scrape = || bench.call("GET", "/metrics").token(&scraper).send();
+    assert_eq!(scrape().await.status.as_u16(), 200);
+    bench.store.away.store(true, Ordering::SeqCst);
+    tokio::time::pause();
+    tokio::time::advance(crate::auth::TRUST).await;
+    assert_eq!(scrape().await.status.as_u16(), 200);
+    let list = bench.call("GET", "/v1/jobs").token(&scraper).send().await;
+    list.is_problem(503, "store-away", None);
     let open = Bench::with(crate::http::HttpConfig { open_metrics: true, ..Default::default() });
     assert_eq!(open.call("GET", "/metrics").without("authorization").send().await.status.as_u16(), 200);
 }

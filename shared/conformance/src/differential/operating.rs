@@ -76,8 +76,8 @@ impl Operating {
             }
             Self::ClusterSettings => cluster_settings(pair).await,
             Self::Serving(cluster) => {
-                let cluster: ClusterName = name(cluster);
-                pair.both(async |store| store.serving(&cluster).await).await.map(drop)
+                let clusters: [ClusterName; 2] = [name(cluster), name("local")];
+                pair.both(async |store| store.serving(&clusters).await).await.map(drop)
             }
             Self::CreateToken { again, tie, project, cluster, roles, expires_in } => {
                 let id = again.and_then(|nth| nth_token(pair, nth));

@@ -5,8 +5,10 @@ use super::{
     site::{Site, cluster, ended, new_job, project, runs, to_hand_back},
 };
 use anyhow::{Context as _, Result, ensure};
-use jobgate_shared::domain::{Command, Ending, HistoryEntry, Job, JobId, JobState, NewJob, RetryPolicy};
-use jobgate_shared::store::{Commanded, Filter, PageRequest, Patch, Removed, Scope};
+use jobgate_shared::domain::{
+    Command, Ending, HistoryEntry, Job, JobId, JobSpec, JobState, NewJob, RetryPolicy,
+};
+use jobgate_shared::store::{Commanded, Filter, PAGE_BYTES, PageRequest, Patch, Removed, Scope};
 use std::time::Duration;
 
 /// Whoever cannot see a job cannot tell it from one that never was, and changes nothing of it.
@@ -48,6 +50,42 @@ pub async fn pages_of_any_size_make_up_the_whole_list(stage: &dyn Stage) -> Resu
     let after_last = PageRequest { after: Some(jobs[22]), limit: 5 };
     let page = site.store.list(&Scope::All, &Filter::default(), after_last).await?;
     assert_eq!((page.jobs, page.next), (Vec::new(), None));
+    Ok(())
+}
+
+/// However many jobs are asked for, a page is no larger than its last job makes it; the walk over all pages misses none.
+pub async fn a_page_of_heavy_jobs_ends_with_the_one_that_fills_it(stage: &dyn Stage) -> Result<()> {
+    let site = Site::new(stage);
+    let mut jobs = Vec::new();
+    for n in 0..7 {
+        // As easily compressed as jobs can be, and one that alone is more than a page.
+        let bytes = if n == 3 { PAGE_BYTES * 5 / 2 } else { PAGE_BYTES / 3 };
+        let stdin = Some("x".repeat(bytes));
+        let spec = JobSpec { command: vec!["wc".into()], stdin, ..JobSpec::default() };
+        jobs.push(site.accept(NewJob { spec, ..new_job() }).await?.id);
+        site.accept(new_job()).await?;
+    }
+    let mut after = None;
+    let mut pages = Vec::new();
+    let mut walked = Vec::new();
+    loop {
+        let page =
+            site.store.list(&Scope::All, &Filter::default(), PageRequest { after, limit: 1000 }).await?;
+        let weights: Vec<usize> = page.jobs.iter().map(Job::weight).collect();
+        let before_last: usize = weights.iter().rev().skip(1).sum();
+        ensure!(before_last < PAGE_BYTES, "a page goes on after it is full: {weights:?}");
+        let full = weights.iter().sum::<usize>() >= PAGE_BYTES;
+        ensure!(full == page.next.is_some(), "{weights:?} and then {:?}", page.next);
+        pages.push(weights.len());
+        walked.extend(page.jobs.into_iter().map(|job| job.id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(pages, [6, 2, 6, 0], "newest first, a small job above each heavy one");
+    assert_eq!(walked.iter().filter(|id| jobs.contains(id)).count(), 7);
+    assert_eq!(walked.len(), 14);
     Ok(())
 }
 

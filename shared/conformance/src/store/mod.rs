@@ -127,6 +127,7 @@ macro_rules! store_conformance {
         $crate::store_conformance!(@ $make, listing;
             a_foreign_job_is_absent_everywhere,
             pages_of_any_size_make_up_the_whole_list,
+            a_page_of_heavy_jobs_ends_with_the_one_that_fills_it,
             a_filter_means_what_it_says_for_every_scope,
             new_arrivals_do_not_disturb_a_walk,
             histories_tell_every_turn_of_a_life,

@@ -6,6 +6,7 @@ use crate::domain::{
 };
 use crate::domain::{SUSPECT_AFTER, derive_history};
 use crate::store::kernel::{Decided, Told, decide};
+use crate::store::page::Filling;
 use crate::store::{
     Applied, Changes, ClusterSetting, Commanded, Depth, Due, FeedCursor, Filter, Hinted, Inserted, JobChange,
     Oldest, Page, PageRequest, Patch, Removed, Reported, Scope, Store, StoreResult, Stranded, StrandedJob,
@@ -114,9 +115,9 @@ impl Store for MemoryStore {
         let mut meant = newest_first.filter(|job| {
             page.after.is_none_or(|after| job.id < after) && scope.covers(&job.project) && filter.matches(job)
         });
-        let jobs: Vec<Job> = meant.by_ref().take(page.limit as usize).cloned().collect();
-        let next = meant.next().and_then(|_| jobs.last()).map(|job| job.id);
-        Ok(Page { jobs, next })
+        let mut filling = Filling::new(page.limit);
+        let more = meant.any(|job| !filling.take(job.clone()));
+        Ok(filling.page(more))
     }
 
     async fn history(&self, scope: &Scope, job: JobId) -> StoreResult<Option<Vec<HistoryEntry>>> {

@@ -115,12 +115,15 @@ impl Leases for MemoryStore {
         Ok(held.map(|entry| entry.job.id).collect())
     }
 
-    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+    async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>> {
         let (state, now) = self.look();
-        let alive = state.workers.values().filter(|worker| worker.expires_at > now);
-        let serving =
-            alive.filter(|worker| worker.clusters.iter().any(|served| served.name == *cluster)).count();
-        Ok(u32::try_from(serving).unwrap_or(u32::MAX))
+        let count = |cluster: &ClusterName| {
+            let alive = state.workers.values().filter(|worker| worker.expires_at > now);
+            let serving =
+                alive.filter(|worker| worker.clusters.iter().any(|served| served.name == *cluster)).count();
+            u32::try_from(serving).unwrap_or(u32::MAX)
+        };
+        Ok(clusters.iter().map(count).collect())
     }
 
     async fn in_hands(

@@ -74,6 +74,18 @@ impl PostgresConfig {
         }
     }
 
+    /// Whether this can be the address of a server; an error says what is wrong, and repeats nothing of what may be secret.
+    pub fn check_url(url: &str) -> Result<(), String> {
+        if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+            return Err("must begin with postgres://".to_owned());
+        }
+        match PgConnectOptions::from_str(url) {
+            Ok(_) => Ok(()),
+            Err(sqlx::Error::Configuration(cause)) => Err(format!("is no address of a database: {cause}")),
+            Err(_) => Err("is no address of a database".to_owned()),
+        }
+    }
+
     /// How a connection for `purpose` is opened.
     pub(super) fn options(&self, purpose: &str) -> sqlx::Result<PgConnectOptions> {
         let statement = self.statement_timeout.as_millis().to_string();
@@ -132,6 +144,26 @@ fn without_password(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_that_can_be_none_is_refused_without_a_word_of_its_password() {
+        for good in
+            ["postgres://jg:se@db:5432/jobs?sslmode=require", "postgresql:///jobs?host=/run/postgresql"]
+        {
+            assert_eq!(PostgresConfig::check_url(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "secret",
+            "mysql://jg:secret@db/jobs",
+            "postgres://jg:secret@db:port/jobs",
+            "postgres://jg:secret@db/jobs?sslmode=perhaps",
+            "postgres://jg:secret@[db/jobs",
+        ] {
+            let said = PostgresConfig::check_url(bad).unwrap_err();
+            assert!(!said.is_empty() && !said.contains("secret"), "{bad}: {said}");
+        }
+    }
 
     #[test]
     fn a_printed_configuration_holds_no_password() {

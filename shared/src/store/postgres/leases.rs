@@ -150,9 +150,10 @@ impl Pools {
         self.read(Lane::Read, "look for what a worker holds", &worker, |c, worker| held(c, *worker)).await
     }
 
-    pub(super) async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
-        let cluster = cluster.as_str().to_owned();
-        self.read(Lane::Read, "count who serves a cluster", &cluster, |c, cluster| serving(c, cluster)).await
+    pub(super) async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>> {
+        let clusters: Vec<String> = clusters.iter().map(|cluster| cluster.as_str().to_owned()).collect();
+        self.read(Lane::Read, "count who serves clusters", &clusters, |c, clusters| serving(c, clusters))
+            .await
     }
 
     pub(super) async fn in_hands(
@@ -315,18 +316,20 @@ fn held(connection: &mut PgConnection, worker: WorkerId) -> Work<'_, Vec<JobId>>
     .boxed()
 }
 
-fn serving<'c>(connection: &'c mut PgConnection, cluster: &'c str) -> Work<'c, u32> {
+fn serving<'c>(connection: &'c mut PgConnection, clusters: &'c [String]) -> Work<'c, Vec<u32>> {
     async move {
-        let serving: i64 = sqlx::query_scalar(
+        let serving: Vec<i64> = sqlx::query_scalar(
             "-- workers_serving
-             SELECT count(*) FROM workers w
-              WHERE w.expires_at > now()
-                AND w.clusters::jsonb @> jsonb_build_array(jsonb_build_object('name', $1::text))",
+             SELECT count(w.id) FROM unnest($1::text[]) WITH ORDINALITY AS asked (name, place)
+               LEFT JOIN workers w
+                 ON w.expires_at > now()
+                AND w.clusters::jsonb @> jsonb_build_array(jsonb_build_object('name', asked.name))
+              GROUP BY asked.place ORDER BY asked.place",
         )
-        .bind(cluster)
-        .fetch_one(connection)
+        .bind(clusters)
+        .fetch_all(connection)
         .await?;
-        Ok(u32::try_from(serving).unwrap_or(u32::MAX))
+        Ok(serving.into_iter().map(|count| u32::try_from(count).unwrap_or(u32::MAX)).collect())
     }
     .boxed()
 }

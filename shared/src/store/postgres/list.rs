@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     domain::{Job, JobId, JobState, Phase},
-    store::{Filter, Page, PageRequest, Scope, StoreResult},
+    store::{Filter, PAGE_BYTES, Page, PageRequest, Scope, StoreResult, page::Filling},
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;
@@ -58,7 +58,7 @@ struct Look {
     below: Uuid,
     /// So many candidates.
     stride: usize,
-    /// So many jobs.
+    /// So many jobs at most, and none behind those that are too much for a page already.
     limit: usize,
 }
 
@@ -75,12 +75,11 @@ impl Pools {
         if let Some(before) = filter.created_before {
             below = below.min(id_at(before + CLOCK_SLACK));
         }
-        let limit = page.limit as usize;
-        if limit == 0 {
+        if page.limit == 0 {
             return Ok(Page::default());
         }
-        let (mut jobs, mut examined) = (Vec::new(), 0);
-        let mut stride = (limit + 1).min(MAX_STRIDE);
+        let (mut filling, mut examined) = (Filling::new(page.limit), 0);
+        let mut stride = (filling.room() + 1).min(MAX_STRIDE);
         loop {
             let look = Look {
                 scope: scope.clone(),
@@ -88,20 +87,17 @@ impl Pools {
                 below,
                 stride,
                 // One more than fits tells whether there is another page.
-                limit: limit + 1 - jobs.len(),
+                limit: filling.room() + 1,
             };
             let found = self.read(Lane::Read, "list jobs", &look, |c, look| look_at(c, look)).await?;
-            jobs.extend(found.jobs);
-            if jobs.len() > limit {
-                jobs.truncate(limit);
-                let next = jobs.last().map(|job| job.id);
-                return Ok(Page { jobs, next });
+            if found.jobs.into_iter().any(|job| !filling.take(job)) || filling.is_heavy() {
+                return Ok(filling.page(true));
             }
-            let Some(reached) = found.reached else { return Ok(Page { jobs, next: None }) };
+            let Some(reached) = found.reached else { return Ok(filling.page(false)) };
             below = reached;
             examined += stride;
             if examined >= MAX_EXAMINED {
-                return Ok(Page { jobs, next: Some(JobId(reached)) });
+                return Ok(Page { next: Some(JobId(reached)), ..filling.page(false) });
             }
             stride = (stride * 4).min(MAX_STRIDE);
         }
@@ -187,12 +183,15 @@ fn candidates(look: &Look) -> QueryBuilder<Postgres> {
     sql
 }
 
-/// Those candidates that are meant, whole, newest first.
+/// Those candidates that are meant, whole, newest first, up to twice the weight of a page: what a job weighs by its columns
+/// here and by [`Job::weight`] differs by less. The lengths are known without reading the texts.
 fn matching(look: &Look, candidates: &[Uuid]) -> QueryBuilder<Postgres> {
     let Filter { states, labels, cluster, name, created_after, created_before } = &look.filter;
     let mut sql = QueryBuilder::new(concat!(
-        "-- list_jobs\nSELECT ",
+        "-- list_jobs\nSELECT * FROM (SELECT ",
         job_columns!(),
+        ", sum(octet_length(j.spec) + coalesce(octet_length(j.inputs), 0) + coalesce(octet_length(j.outputs), 0)) \
+           OVER (ORDER BY j.id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS above",
         " FROM jobs j JOIN job_state s ON s.job_id = ANY (ARRAY[j.id]) WHERE j.id = ANY ("
     ));
     sql.push_bind(candidates.to_vec()).push(")");
@@ -219,5 +218,7 @@ fn matching(look: &Look, candidates: &[Uuid]) -> QueryBuilder<Postgres> {
         sql.push(" AND j.created_at < ").push_bind(*to);
     }
     sql.push(" ORDER BY j.id DESC LIMIT ").push_bind(i64::try_from(look.limit).unwrap_or(i64::MAX));
+    let most = i64::try_from(2 * PAGE_BYTES).unwrap_or(i64::MAX);
+    sql.push(") m WHERE coalesce(m.above, 0) < ").push_bind(most).push(" ORDER BY m.id DESC");
     sql
 }

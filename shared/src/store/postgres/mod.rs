@@ -175,8 +175,8 @@ impl Leases for PostgresStore {
         timed("held", self.pools.held(worker)).await
     }
 
-    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
-        timed("serving", self.pools.serving(cluster)).await
+    async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>> {
+        timed("serving", self.pools.serving(clusters)).await
     }
 
     async fn in_hands(

@@ -14,9 +14,11 @@ use crate::{
         Commanded, Filter, Inserted, JobChange, Page, PageRequest, Patch, Removed, Reported, Scope,
         StoreResult,
         kernel::{Decided, Told, decide},
+        page::Filling,
     },
 };
 use chrono::{DateTime, Utc};
+use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
 use std::{
@@ -46,10 +48,15 @@ impl SqliteStore {
             query.push(" AND jobs.id < ").push_bind(after.0);
         }
         query.push(" ORDER BY jobs.id DESC LIMIT ").push_bind(i64::from(page.limit) + 1);
-        let rows = query.build().fetch_all(&self.readers).await.map_err(|e| fault(e, "list jobs"))?;
-        let jobs = rows.iter().take(page.limit as usize).map(job).collect::<StoreResult<Vec<_>>>()?;
-        let next = jobs.last().map(|job| job.id).filter(|_| rows.len() > jobs.len());
-        Ok(Page { jobs, next })
+        // One by one: all of them at once may be more than fits into memory.
+        let mut rows = query.build().fetch(&self.readers);
+        let mut filling = Filling::new(page.limit);
+        while let Some(row) = rows.try_next().await.map_err(|e| fault(e, "list jobs"))? {
+            if !filling.take(job(&row)?) {
+                return Ok(filling.page(true));
+            }
+        }
+        Ok(filling.page(false))
     }
 
     pub(super) async fn tell_history(

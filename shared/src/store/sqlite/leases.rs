@@ -119,17 +119,19 @@ impl SqliteStore {
         rows.iter().map(|row| id(row, "job").map(JobId)).collect()
     }
 
-    pub(super) async fn count_serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
+    pub(super) async fn count_serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>> {
         let count = sqlx::query_scalar(
             "-- serving
-            SELECT count(*) FROM workers
-             WHERE expires_at > ?2
-               AND EXISTS (SELECT 1 FROM json_each(told, '$.clusters') WHERE json_each.value ->> '$.name' = ?1)",
+            SELECT (SELECT count(*) FROM workers
+                     WHERE expires_at > ?2
+                       AND EXISTS (SELECT 1 FROM json_each(told, '$.clusters') served
+                                    WHERE served.value ->> '$.name' = asked.value))
+              FROM json_each(?1) asked ORDER BY asked.key",
         );
         count
-            .bind(cluster.as_str().to_owned())
+            .bind(write(&clusters)?)
             .bind(micros(self.clock.now()))
-            .fetch_one(&self.readers)
+            .fetch_all(&self.readers)
             .await
             .map_err(|e| fault(e, "count who serves a cluster"))
     }

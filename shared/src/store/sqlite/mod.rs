@@ -2,13 +2,15 @@
 //!
 //! * `writer`: the one connection that writes; whatever is asked of it while a commit is in flight shares the next one.
 //! * `rows`: between rows and the domain, and the kernel's two operations.
-//! * `jobs`, `queue`, `leases`, `settings`: the port's calls. `scratch`: what SQLite itself can do, for measurements.
+//! * `jobs`, `queue`, `leases`, `settings`: the port's calls. `place`: where the file may lie.
+//! * `scratch`: what SQLite itself can do, for measurements.
 //!
 //! Durable means durable: write-ahead log, `synchronous=FULL`. The file is locked against a second process, because only
 //! one may write and end all leases.
 
 mod jobs;
 mod leases;
+mod place;
 mod queue;
 mod rows;
 mod scratch;
@@ -56,10 +58,13 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the file, makes it if it is not there, and brings its schema up to date. Refused when another process has it.
+    /// Opens the file, makes it if it is not there, and brings its schema up to date. Refused when another process has it,
+    /// and on a filesystem that other hosts serve.
     pub async fn open(path: &Path, clock: Arc<dyn Clock>) -> StoreResult<Self> {
         const OPERATION: &str = "open";
         let refused = |source: anyhow::Error| StoreError::Refused { operation: OPERATION, source };
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        place::check(directory.unwrap_or(Path::new("."))).map_err(refused)?;
         let lock = lock(path).map_err(refused)?;
         let options = settings_of(path);
         let mut connection =
@@ -176,8 +181,8 @@ impl Leases for SqliteStore {
         self.held_jobs(worker).await
     }
 
-    async fn serving(&self, cluster: &ClusterName) -> StoreResult<u32> {
-        self.count_serving(cluster).await
+    async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>> {
+        self.count_serving(clusters).await
     }
 
     async fn in_hands(
