@@ -35,13 +35,16 @@ pub(super) struct Composition<'a> {
     pub(super) admin_token: Option<Secret>,
     /// What the tokens of jobs are made of.
     pub(super) report_key: Option<ReportKey>,
+    /// Where jobs reach it.
+    pub(super) report_url: Option<String>,
     /// No other process can open the store.
     pub(super) sole: bool,
 }
 
 /// Begins everything but the listener.
 pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
-    let Composition { config, doors, tasks, metrics, admin_token, report_key, sole } = composition;
+    let Composition { config, doors, tasks, metrics, admin_token, report_key, report_url, sole } =
+        composition;
     let (clock, budget) = (clock::system(), Arc::new(HintBudget::new()));
     let accept = AcceptSettings { hint_for: *config.dispatcher.hint_ttl, ..AcceptSettings::default() };
     let parts = ApiParts {
@@ -55,6 +58,7 @@ pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
         metrics: Arc::new(move || metrics.render()),
         admin_token: admin_token.map(|token| token.expose().to_owned()),
         report_key,
+        report_url,
         accept,
         config: config.api.http.clone(),
         tasks: tasks.clone(),
@@ -114,9 +118,17 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     };
     let admin_token = config.api.admin_token.clone();
-    let report_key = config.reports.key()?;
-    let composition =
-        Composition { config, doors: &doors, tasks: &tasks, metrics, admin_token, report_key, sole: false };
+    let (report_key, report_url) = (config.reports.key()?, config.reports.url.clone());
+    let composition = Composition {
+        config,
+        doors: &doors,
+        tasks: &tasks,
+        metrics,
+        admin_token,
+        report_key,
+        report_url,
+        sole: false,
+    };
     let api = start(composition)?;
     opening.open(api);
     tracing::info!(url, "jobgate api serves {url}");
