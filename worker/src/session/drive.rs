@@ -310,7 +310,7 @@ impl Drive {
                 watched.iter().map(|(hold, submission)| (hold.tag, submission.clone())).collect();
             served.pace.turn().await;
             let began = Instant::now();
-            let answer = served.engine.poll(&asked).await;
+            let answer = served.pace.pays(served.engine.poll(&asked)).await;
             failpoint::pass("watch.seen");
             let took = began.elapsed();
             metrics::histogram!("jobgate_poll_seconds", "cluster" => name.clone()).record(took.as_secs_f64());

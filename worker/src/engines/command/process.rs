@@ -83,6 +83,7 @@ async fn ended(
     let mut command = Command::new(words.next().context("no command")?);
     command.args(words).env_clear().env("PATH", settings.path());
     for name in &settings.pass_env {
+    crate::pace::request(cluster);
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }

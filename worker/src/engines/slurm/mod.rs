@@ -100,7 +100,7 @@ impl SlurmEngine {
         let EngineContext { call_timeout, look_timeout, .. } = *context;
         let clock = context.clock.clone();
         let tokens = Tokens::new(config.tokens(), clock.clone(), call_timeout);
-        let rest = Rest::new(&config, tokens)?;
+        let rest = Rest::new(context.cluster.clone(), &config, tokens)?;
         let scope = config.scope.clone().unwrap_or_else(|| context.cluster.to_string());
         Ok(Self { config, scope, rest, clock, call_timeout, look_timeout, memory: Mutex::default() })
     }

@@ -8,6 +8,7 @@ use super::{
     wire::{Answer, JobRecord},
 };
 use anyhow::{Context as _, anyhow};
+use jobgate_shared::domain::ClusterName;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
 use std::{
@@ -24,6 +25,7 @@ const QUOTED: usize = 200;
 /// A client of one slurmrestd.
 #[derive(Debug)]
 pub(super) struct Rest {
+    cluster: ClusterName,
     client: Client,
     base: String,
     tokens: Tokens,
@@ -34,7 +36,7 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    pub(super) fn new(config: &SlurmConfig, tokens: Tokens) -> anyhow::Result<Self> {
+    pub(super) fn new(cluster: ClusterName, config: &SlurmConfig, tokens: Tokens) -> anyhow::Result<Self> {
         let client = Client::builder()
             .no_proxy()
             .retry(reqwest::retry::never())
@@ -45,7 +47,7 @@ impl Rest {
         };
         let client = client.build().context("an HTTP client")?;
         let (versions, slurmdb) = (config.api_versions.clone(), config.slurmdb);
-        Ok(Self { client, base, tokens, versions, spoken: Mutex::new(None), slurmdb })
+        Ok(Self { cluster, client, base, tokens, versions, spoken: Mutex::new(None), slurmdb })
     }
 
     /// The newest configured version it speaks.
@@ -154,6 +156,7 @@ impl Rest {
         let sent = async {
             let response = request.send().await?;
             Ok((response.status(), response.bytes().await?.to_vec()))
+        crate::pace::request(&self.cluster);
         };
         sent.await.map_err(|error: reqwest::Error| Fault::Away(error.without_url().into()))
     }
