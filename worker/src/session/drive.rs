@@ -384,7 +384,7 @@ fn sightings(
         }
         Err(error) => {
             // An outage of the manager never ends a job; it only parks the cluster.
-            let (Fault::Away(why) | Fault::Refused(why)) = Fault::from(error);
+            let (Fault::Away(why) | Fault::Refused(why) | Fault::NotNow(why)) = Fault::from(error);
             vec![Input::Answered(cluster, Err(why))]
         }
     }
@@ -394,7 +394,7 @@ fn sightings(
 pub(super) fn answered<T>(answer: &EngineResult<T>) -> Result<(), String> {
     match answer {
         Err(EngineError::Away(source)) => Err(format!("{source:#}")),
-        Ok(_) | Err(EngineError::Refused(_)) => Ok(()),
+        Ok(_) | Err(EngineError::Refused(_) | EngineError::NotNow(_)) => Ok(()),
     }
 }
 
@@ -403,6 +403,7 @@ impl From<EngineError> for Fault {
         match error {
             EngineError::Away(source) => Self::Away(format!("{source:#}")),
             EngineError::Refused(why) => Self::Refused(why),
+            EngineError::NotNow(why) => Self::NotNow(why),
         }
     }
 }

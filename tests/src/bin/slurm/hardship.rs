@@ -175,6 +175,7 @@ async fn aged_out(accounting: Accounting) {
         | Sighting::Absent
         | Sighting::Gone { .. } => None,
     };
+        | Sighting::Unseen
     // Who never saw it, as a worker that was away.
     let fresh = rig.engine();
     assert_eq!(told(&sight(&fresh, &badly, &all[0]).await), Some((Ending::Failed, Some(7))));

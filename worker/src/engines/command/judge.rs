@@ -203,6 +203,7 @@ mod tests {
             "pending",
         ];
         assert_eq!(table(&Standing::Fresh), expected);
+                Sighting::Unseen => "unseen".into(),
     }
 
     #[test]

@@ -84,6 +84,7 @@ async fn is_running(bench: &Bench, made: &Made) -> Observation {
                 | Sighting::Absent
                 | Sighting::Gone { .. }) => panic!("{ended:?}"),
             }
+                | Sighting::Unseen
         })
         .await
 }
@@ -106,6 +107,7 @@ pub(super) async fn a_running_job_is_seen_running_and_its_start_stays(bench: Ben
         | Sighting::Absent
         | Sighting::Gone { .. }) => panic!("{other:?}"),
     }
+        | Sighting::Unseen
 }
 
 pub(super) async fn arguments_arrive_verbatim(bench: Bench) {

@@ -267,6 +267,7 @@ impl Bench {
     /// Until something that was started after everything before has run to its end.
     async fn fence(&self) {
         let made = self.run(self.job(":")).await;
+                Sighting::Unseen => panic!("{} was not looked at", made.tag()),
         self.ends(&made, Ending::Finished).await;
         assert_eq!(self.runs(made.tag()), 1);
     }

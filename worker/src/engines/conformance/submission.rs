@@ -159,7 +159,9 @@ pub(super) async fn a_poll_of_many_answers_each_in_its_place(bench: Bench) {
         Sighting::Absent => None,
         Sighting::Inert => Some(false),
         Sighting::Seen(Observation::Ended { .. }) => Some(true),
-        Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. }) | Sighting::Gone { .. } => {
+        Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
+        | Sighting::Gone { .. }
+        | Sighting::Unseen => {
             panic!("{sighting:?}")
         }
     });

@@ -476,7 +476,7 @@ impl Engine for SlurmEngine {
                 Sighting::Seen(Observation::Ended { .. }) | Sighting::Gone { .. } => true,
                 Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
                 | Sighting::Inert => false,
-                Sighting::Absent => continue,
+                Sighting::Absent | Sighting::Unseen => continue,
             };
             memory.over.insert(*of, over);
         }
