@@ -124,11 +124,14 @@ impl Rest {
         if status == StatusCode::UNAUTHORIZED {
             return Err(self.not_believed(user, &text).await);
         }
-        let Ok(answer) = serde_json::from_slice::<Answer>(&text) else {
-            if status == StatusCode::NOT_FOUND {
-                // It was upgraded, or is another one by now.
-                *self.spoken() = None;
-            }
+        let answer = serde_json::from_slice::<Answer>(&text);
+        // Of one job it may mean that this is not known, and newer versions say so in a document.
+        let one = what.starts_with("job/") && what != "job/submit";
+        if status == StatusCode::NOT_FOUND && !(one && answer.is_ok()) {
+            // It was upgraded, or is another one by now.
+            *self.spoken() = None;
+        }
+        let Ok(answer) = answer else {
             return Err(Fault::Away(anyhow!("slurmrestd answered with status {status}: {}", quoted(&text))));
         };
         let doubts = answer.doubts_who_asks();
@@ -153,10 +156,10 @@ impl Rest {
         if let Some(body) = body {
             request = request.json(body);
         }
+        crate::pace::request(&self.cluster);
         let sent = async {
             let response = request.send().await?;
             Ok((response.status(), response.bytes().await?.to_vec()))
-        crate::pace::request(&self.cluster);
         };
         sent.await.map_err(|error: reqwest::Error| Fault::Away(error.without_url().into()))
     }
