@@ -90,6 +90,10 @@ impl Service<'_> {
             claimant = claimed["claimant"].clone();
             let jobs = claimed["jobs"].as_array().context("jobs")?;
             idle = if jobs.is_empty() { idle + 1 } else { 0 };
+            // One of them: each call is time the lease runs.
+            if let Some(job) = jobs.first() {
+                self.says(job).await?;
+            }
             for job in jobs {
                 if self.work(&claimant, job).await?.is_err() {
                     return Ok(Err(Dead));
@@ -119,7 +123,6 @@ impl Service<'_> {
             return Ok(Err(Dead));
         }
         self.manager.start(&id)?;
-        self.says(job).await?;
         for state in ["RUNNING", "FINISHED"] {
             if self.step().is_err() {
                 return Ok(Err(Dead));
