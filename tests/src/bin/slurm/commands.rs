@@ -60,6 +60,11 @@ impl Rig for CommandRig {
         job.spec.engine.insert("begin".into(), "now+1hour".into());
     }
 
+    /// Slurm tells the steps of a job, and not its batch script: that is killed.
+    fn tells_before_it_kills(&self) -> bool {
+        false
+    }
+
     fn shared_dir(&self) -> &Path {
         self.folder.path()
     }

@@ -136,6 +136,11 @@ impl Rig for SlurmRig {
         job.spec.resources.cpus = Some(1000);
     }
 
+    /// Slurm tells the steps of a job, and not its batch script: that is killed.
+    fn tells_before_it_kills(&self) -> bool {
+        false
+    }
+
     fn shared_dir(&self) -> &Path {
         self.folder.path()
     }
