@@ -425,6 +425,7 @@ impl Bench {
             metrics: Arc::new(|| "jobgate_metric 1\n".to_owned()),
             admin_token: Some(admin.clone()),
             report_key: Some(report_key.clone()),
+            report_url: Some("https://jobs.example.org".to_owned()),
             accept: AcceptSettings::default(),
             config,
             tasks: tasks.clone(),

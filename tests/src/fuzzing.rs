@@ -133,6 +133,7 @@ fn api() -> Arc<Api> {
         metrics: Arc::new(String::new),
         admin_token: Some(TOKEN.to_owned()),
         report_key: None,
+        report_url: None,
         accept: AcceptSettings::default(),
         config: HttpConfig::default(),
         tasks: Tasks::default(),

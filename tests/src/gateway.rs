@@ -205,6 +205,12 @@ impl Client {
         Ok(Self { http: http()?, base: base.to_owned(), token: token.to_owned() })
     }
 
+    /// The same gateway, by another token.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { http: self.http.clone(), base: self.base.clone(), token: token.to_owned() }
+    }
+
     /// `GET`, as JSON.
     pub async fn get(&self, path: &str) -> Result<Value> {
         let answer = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token).send().await?;

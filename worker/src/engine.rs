@@ -73,6 +73,10 @@ pub enum EngineError {
     /// The manager will never take this job; the text says why, to the job's owner.
     #[error("{0}")]
     Refused(String),
+    /// The manager answers, did not do it, and may another time: a limit is reached that others' ends lift. The text says
+    /// which, to the job's owner. Of a create: nothing was created.
+    #[error("{0}")]
+    NotNow(String),
 }
 
 /// The answer of an engine.
@@ -100,6 +104,8 @@ pub enum Sighting {
     Inert,
     /// The manager answered, and does not know it. Not an end: it may know it again at the next poll.
     Absent,
+    /// The look did not reach this one, though it reached others: nothing follows from it.
+    Unseen,
     /// The engine has positive evidence that it is gone without an end (its host restarted, its runner was killed).
     Gone {
         /// The evidence, for people.

@@ -1,11 +1,41 @@
 //! Spaces out what workers ask of a resource manager, so that all of them together never ask more often than an operator
 //! allows: each takes an equal share.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use jobgate_shared::domain::ClusterName;
+use std::{
+    cell::Cell,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::{Mutex, watch},
     time::{Instant, sleep_until},
 };
+
+tokio::task_local! {
+    /// Requests the call under way has made.
+    static MADE: Cell<u32>;
+}
+
+/// An engine asks its manager something, within whatever call it is part of.
+pub(crate) fn request(cluster: &ClusterName) {
+    metrics::counter!("jobgate_rm_requests_total", "cluster" => cluster.to_string()).increment(1);
+    // What is no call of a worker's loops, such as a look at logs, pays for nothing.
+    MADE.try_with(|made| made.set(made.get() + 1)).unwrap_or_default();
+}
+
+/// A call, and how many requests it came to.
+pub(crate) async fn counted<T>(call: impl Future<Output = T>) -> (T, u32) {
+    let with_count = async {
+        let answer = call.await;
+        (answer, MADE.with(Cell::get))
+    };
+    MADE.scope(Cell::new(0), with_count).await
+}
 
 /// This worker's turns to call one manager, evenly spaced in the order they were asked for; or no limit.
 #[derive(Debug, Clone, Default)]
@@ -19,13 +49,16 @@ struct Turns {
     workers: watch::Sender<u32>,
     /// When the next turn is, at the earliest. Held by whoever waits for it.
     next: Mutex<Option<Instant>>,
+    /// Turns that were taken and not waited for: a call that came to several requests is paid for by those that follow.
+    owed: AtomicU32,
 }
 
 impl Pace {
     /// At most so many calls of all workers in any second; none of this one before it has its [`Pace::share`].
     pub fn per_second(calls: NonZeroU32) -> Self {
         let apart = Duration::from_secs(1) / calls.get();
-        Self(Some(Arc::new(Turns { apart, workers: watch::Sender::new(0), next: Mutex::default() })))
+        let (workers, next, owed) = (watch::Sender::new(0), Mutex::default(), AtomicU32::new(0));
+        Self(Some(Arc::new(Turns { apart, workers, next, owed })))
     }
 
     /// There is a limit.
@@ -49,10 +82,31 @@ impl Pace {
             unreachable!("the sender lives as long as the turns");
         }
         let now = Instant::now();
-        let at = next.map_or(now, |next| next.max(now));
-        sleep_until(at).await;
-        let workers = (*told.borrow()).max(1);
-        *next = Some(at + turns.apart * workers);
+        let mut at = next.map_or(now, |next| next.max(now));
+        loop {
+            sleep_until(at).await;
+            let workers = (*told.borrow()).max(1);
+            match turns.owed.swap(0, Ordering::Relaxed) {
+                0 => {
+                    *next = Some(at + turns.apart * workers);
+                    return;
+                }
+                owed => {
+                    at += turns.apart * workers * owed;
+                    // Should this be given up, it is waited for all the same.
+                    *next = Some(at);
+                }
+            }
+        }
+    }
+
+    /// Makes a call that has had its turn; what it asks the manager beyond one request takes a turn each.
+    pub async fn pays<T>(&self, call: impl Future<Output = T>) -> T {
+        let (answer, made) = counted(call).await;
+        if let Some(turns) = &self.0 {
+            turns.owed.fetch_add(made.saturating_sub(1), Ordering::Relaxed);
+        }
+        answer
     }
 }
 
@@ -112,6 +166,19 @@ mod tests {
         assert!(turn.is_err());
         pace.share(1);
         pace.turn().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_of_several_requests_takes_as_many_turns() {
+        let (pace, cluster) = (ten_a_second(1), "c".parse().unwrap());
+        let began = Instant::now();
+        for requests in [3, 0, 1, 1] {
+            pace.turn().await;
+            pace.pays(async { (0..requests).for_each(|_| request(&cluster)) }).await;
+        }
+        pace.turn().await;
+        // The call that asked nothing had its turn all the same.
+        assert_eq!(began.elapsed(), Duration::from_millis(300 + 100 + 100 + 100));
     }
 
     #[tokio::test(start_paused = true)]

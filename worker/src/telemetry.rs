@@ -33,6 +33,11 @@ pub const METRICS: &[Metric] = &[
         &["cluster", "call", "outcome"],
         "Calls to a resource manager: answered, or away.",
     ),
+    Metric::counter(
+        "jobgate_rm_requests_total",
+        &["cluster"],
+        "Requests and commands a resource manager was asked with: a call may come to several, or to none.",
+    ),
     Metric::histogram(
         "jobgate_poll_seconds",
         &["cluster"],

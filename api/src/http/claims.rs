@@ -22,6 +22,7 @@ use axum::{
 use chrono::{DateTime, Datelike as _, Utc};
 use jobgate_shared::{
     domain::{ClusterName, Ending, Job, JobId, JobState, Observation, SubmissionTag, WorkerId},
+    reporting::Reporting,
     store::{Heartbeat, Pulse, ToHandBack},
     wire::Nudge,
 };
@@ -104,12 +105,26 @@ pub(super) struct ClaimedJob {
     tag: String,
     /// Who has it; null: it was handed back, and the next claim gets it.
     claimant: Option<WorkerId>,
+    /// What the job may report on itself with; null where jobs of this gateway cannot.
+    report: Option<ReportAccess>,
 }
 
-impl From<Job> for ClaimedJob {
-    fn from(job: Job) -> Self {
-        let tag = SubmissionTag { job: job.id, attempt: job.life.attempt }.to_string();
-        Self { epoch: job.life.epoch, tag, claimant: job.life.holder(), job: job.into() }
+/// What a job reports on itself with: to be put into its environment, and nowhere else.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct ReportAccess {
+    /// The address of the API, as jobs reach it: `JOBGATE_URL`.
+    url: String,
+    /// Opens the reports of this attempt while it runs, and nothing else: `JOBGATE_TOKEN`.
+    token: String,
+}
+
+impl ClaimedJob {
+    fn of(api: &Api, job: Job) -> Self {
+        let tag = SubmissionTag { job: job.id, attempt: job.life.attempt };
+        let access = |with: &Reporting| ReportAccess { url: with.url.clone(), token: with.key.token(tag) };
+        let report = api.reporting.as_ref().map(access);
+        let (epoch, claimant) = (job.life.epoch, job.life.holder());
+        Self { epoch, tag: tag.to_string(), claimant, report, job: job.into() }
     }
 }
 
@@ -179,7 +194,7 @@ pub(super) async fn claim(
     if !jobs.is_empty() {
         api.feed.poke();
     }
-    let jobs = jobs.into_iter().map(ClaimedJob::from).collect();
+    let jobs = jobs.into_iter().map(|job| ClaimedJob::of(&api, job)).collect();
     Ok(Json(Claimed { claimant, lease_expires_at, jobs }))
 }
 
@@ -369,7 +384,8 @@ pub(super) async fn list(
     let jobs = api.claims.unsettled(&cluster, claimant, after, limit).await?;
     // One that went elsewhere while it was read makes a page shorter, so any page but an empty one may have a next.
     let next_cursor = jobs.last().map(|job| job.id.to_string());
-    Ok(Json(ClaimPage { items: jobs.into_iter().map(ClaimedJob::from).collect(), next_cursor }))
+    let items = jobs.into_iter().map(|job| ClaimedJob::of(&api, job)).collect();
+    Ok(Json(ClaimPage { items, next_cursor }))
 }
 
 /// How a job stands, as its claimant sees it.
@@ -535,7 +551,7 @@ pub(super) async fn report(
         }
         Told::Absent => return Err(Problem::no_such_job()),
     };
-    Ok(Json(Reported { outcome, job: (*job).into() }))
+    Ok(Json(Reported { outcome, job: ClaimedJob::of(&api, *job) }))
 }
 
 fn count(cluster: &ClusterName, told: &Told) {

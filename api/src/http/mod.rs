@@ -59,7 +59,7 @@ use jobgate_shared::{
     broker::Broker,
     clock::Clock,
     logs::LogStore,
-    reporting::ReportKey,
+    reporting::{ReportKey, Reporting},
     store::{Leases, Store},
     supervise::Tasks,
     wire::Nudge,
@@ -91,6 +91,8 @@ pub struct ApiParts {
     pub admin_token: Option<String>,
     /// What the tokens are made of that jobs report with; without it no such token opens anything.
     pub report_key: Option<ReportKey>,
+    /// Where jobs reach this API, for those who give jobs what they report with.
+    pub report_url: Option<String>,
     /// How jobs are accepted.
     pub accept: AcceptSettings,
     /// Limits.
@@ -118,6 +120,8 @@ pub struct Api {
     acceptor: Arc<Acceptor>,
     authority: Arc<Authority>,
     report_key: Option<ReportKey>,
+    /// What jobs that claimants run report with.
+    reporting: Option<Reporting>,
     feed: Arc<Feed>,
     lookout: Lookout,
     ops: Ops,
@@ -148,6 +152,7 @@ impl Api {
             metrics,
             admin_token,
             report_key,
+            report_url,
             accept,
             config,
             tasks,
@@ -174,6 +179,7 @@ impl Api {
             tasks,
             acceptor,
             authority,
+            reporting: report_url.zip(report_key.clone()).map(|(url, key)| Reporting { url, key }),
             report_key,
             feed,
         }))

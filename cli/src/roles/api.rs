@@ -35,13 +35,16 @@ pub(super) struct Composition<'a> {
     pub(super) admin_token: Option<Secret>,
     /// What the tokens of jobs are made of.
     pub(super) report_key: Option<ReportKey>,
+    /// Where jobs reach it.
+    pub(super) report_url: Option<String>,
     /// No other process can open the store.
     pub(super) sole: bool,
 }
 
 /// Begins everything but the listener.
 pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
-    let Composition { config, doors, tasks, metrics, admin_token, report_key, sole } = composition;
+    let Composition { config, doors, tasks, metrics, admin_token, report_key, report_url, sole } =
+        composition;
     let (clock, budget) = (clock::system(), Arc::new(HintBudget::new()));
     let accept = AcceptSettings { hint_for: *config.dispatcher.hint_ttl, ..AcceptSettings::default() };
     let parts = ApiParts {
@@ -55,6 +58,7 @@ pub(super) fn start(composition: Composition<'_>) -> anyhow::Result<Arc<Api>> {
         metrics: Arc::new(move || metrics.render()),
         admin_token: admin_token.map(|token| token.expose().to_owned()),
         report_key,
+        report_url,
         accept,
         config: config.api.http.clone(),
         tasks: tasks.clone(),
@@ -115,8 +119,9 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     };
     let admin_token = config.api.admin_token.clone();
     let started = config.reports.key().map_err(anyhow::Error::from).and_then(|report_key| {
-        let (doors, tasks) = (&doors, &tasks);
-        start(Composition { config, doors, tasks, metrics, admin_token, report_key, sole: false })
+        let (doors, tasks, report_url) = (&doors, &tasks, config.reports.url.clone());
+        let sole = false;
+        start(Composition { config, doors, tasks, metrics, admin_token, report_key, report_url, sole })
     });
     match started {
         Ok(api) => opening.open(api),

@@ -61,6 +61,9 @@ impl Gateway {
         let tables = [telemetry::API, telemetry::RECORDER, jobgate_worker::telemetry::METRICS];
         let metrics = metrics::install(&back, &tables)?;
         let doors = doors::embedded(config, &data_dir).await?;
+        // Nobody can have said beforehand where a gateway for its own process alone is.
+        let told = config.reports.url.clone().filter(|_| place.tls);
+        let report_url = told.unwrap_or_else(|| url.clone());
         let composition = Composition {
             config,
             doors: &doors,
@@ -68,13 +71,12 @@ impl Gateway {
             metrics,
             admin_token: Some(token.clone()),
             report_key: Some(report_key.clone()),
+            report_url: Some(report_url.clone()),
             sole: true,
         };
         let api = api::start(composition)?;
         recorder::start(config, &doors, &back);
-        // Nobody can have said beforehand where a gateway for its own process alone is.
-        let told = config.reports.url.clone().filter(|_| place.tls);
-        let reporting = Reporting { url: told.unwrap_or_else(|| url.clone()), key: report_key };
+        let reporting = Reporting { url: report_url, key: report_key };
         worker::start(config, &data_dir, &doors, Some(reporting), &front)?;
         api::listen(listener, tls, config, &front).open(api);
         lock.announce(&url)?;

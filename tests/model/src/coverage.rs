@@ -87,7 +87,7 @@ pub(crate) fn of_input(input: &Input) -> &'static str {
     fn answered<T>(answer: &Result<T, Fault>, names: [&'static str; 3]) -> &'static str {
         match answer {
             Ok(_) => names[0],
-            Err(Fault::Away(_)) => names[1],
+            Err(Fault::Away(_) | Fault::NotNow(_)) => names[1],
             Err(Fault::Refused(_)) => names[2],
         }
     }
@@ -111,7 +111,7 @@ pub(crate) fn of_input(input: &Input) -> &'static str {
             "sighted running"
         }
         Input::Sighted(_, Sighting::Inert) => "sighted inert",
-        Input::Sighted(_, Sighting::Absent | Sighting::Gone { .. }) => "sighted absent",
+        Input::Sighted(_, Sighting::Absent | Sighting::Gone { .. } | Sighting::Unseen) => "sighted absent",
         Input::Answered(..) => "manager answered",
         Input::CancelRequested(_) => "cancel requested",
         Input::Settled(_) => "settled",

@@ -156,6 +156,11 @@ impl Rig for GridEngineRig {
         self.engine_behind(&trouble.prefix("qstat*|qacct*"))
     }
 
+    /// qdel kills.
+    fn tells_before_it_kills(&self) -> bool {
+        false
+    }
+
     fn shared_dir(&self) -> &Path {
         &self.jobs
     }

@@ -48,6 +48,7 @@ pub enum Accounting {
 pub struct Slurm {
     // Field order is the order of the end.
     restd: Option<Managed>,
+    socket_restd: Option<Managed>,
     slurmd: Option<Managed>,
     slurmctld: Option<Managed>,
     slurmdbd: Option<Managed>,
@@ -83,6 +84,7 @@ impl Slurm {
         }
         let mut slurm = Self {
             restd: None,
+            socket_restd: None,
             slurmd: None,
             slurmctld: None,
             slurmdbd: None,
@@ -199,10 +201,48 @@ impl Slurm {
 
     /// The ends of every daemon's log.
     fn logs(&self) -> String {
-        let daemons =
-            [&self.munged, &self.mariadb, &self.slurmdbd, &self.slurmctld, &self.slurmd, &self.restd];
+        let daemons = [
+            &self.munged,
+            &self.mariadb,
+            &self.slurmdbd,
+            &self.slurmctld,
+            &self.slurmd,
+            &self.restd,
+            &self.socket_restd,
+        ];
         let tails: Vec<String> = daemons.into_iter().flatten().map(Managed::log_tail).collect();
         tails.join("\n")
+    }
+
+    /// A second slurmrestd, of the jobs' account, on a socket: it knows who asks by the kernel's word. What a URL calls it.
+    pub async fn start_socket(&mut self) -> Result<String> {
+        give(&self.home.file("rest"), JOBS)?;
+        let url = format!("unix:{}", self.home.file("rest/socket").display());
+        let mut command = self.with_conf("slurmrestd");
+        command.args(["-a", "rest_auth/local", "-s", "openapi/v0.0.38", &url]);
+        self.socket_restd = Some(self.spawn("slurmrestd-socket", &command, JOBS, LastWord::Kill)?);
+        let socket = self.home.file("rest/socket");
+        until("slurmrestd has made its socket", ANSWER, async || {
+            std::os::unix::net::UnixStream::connect(&socket)?;
+            Ok(())
+        })
+        .await
+        .with_context(|| self.logs())?;
+        Ok(url)
+    }
+
+    /// From now on the jobs' account may have so many jobs submitted. Needs slurmdbd.
+    pub async fn limit_submits(&mut self, most: u32) -> Result<()> {
+        let account = ["-i", "add", "account", "jobgate"];
+        self.command("sacctmgr", &account).await?;
+        let (name, most) = (format!("name={JOBS}"), format!("MaxSubmitJobs={most}"));
+        let user = ["-i", "add", "user", &name, "account=jobgate", &most];
+        self.command("sacctmgr", &user).await?;
+        self.stop_slurmctld().await?;
+        let mut conf = fs::read_to_string(self.conf())?;
+        conf.push_str("AccountingStorageEnforce=limits\n");
+        self.home.write("slurm.conf", &conf)?;
+        self.start_slurmctld().await
     }
 
     async fn start_munged(&mut self) -> Result<()> {
@@ -411,7 +451,13 @@ StorageLoc=slurm_acct
 impl Drop for Slurm {
     /// Jobs do not end with the daemons, so they are ended here, and the kernel's groups of theirs removed.
     fn drop(&mut self) {
-        drop((self.restd.take(), self.slurmd.take(), self.slurmctld.take(), self.slurmdbd.take()));
+        drop((
+            self.restd.take(),
+            self.socket_restd.take(),
+            self.slurmd.take(),
+            self.slurmctld.take(),
+            self.slurmdbd.take(),
+        ));
         for _ in 0..100 {
             let left = self.processes();
             if left.is_empty() {

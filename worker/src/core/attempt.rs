@@ -23,6 +23,8 @@ const CANCEL_SETTLES: Duration = Duration::from_secs(10);
 const TELL_AGAIN: [Duration; 3] = [Duration::from_secs(10), Duration::from_mins(1), Duration::from_mins(10)];
 /// How long an end is left to the next heartbeat, whose answer says that the row agrees, before it is told again.
 const END_SETTLES: Duration = Duration::from_secs(5);
+/// How long a job waits that its manager had no room for.
+const NOT_NOW_PAUSE: Duration = Duration::from_secs(10);
 /// The longest wait between two tries of anything.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
@@ -133,6 +135,11 @@ impl Attempt {
         !matches!(self.phase, Phase::Ended { .. } | Phase::Done)
     }
 
+    /// Its create is still to be answered, if it was made at all.
+    pub(super) fn is_uncreated(&self) -> bool {
+        matches!(self.phase, Phase::Queued { .. } | Phase::Creating { .. })
+    }
+
     /// It waits for its turn to be created.
     pub(super) fn is_queued(&self) -> bool {
         matches!(self.phase, Phase::Queued { .. })
@@ -231,6 +238,8 @@ impl Attempt {
                 self.record(cx);
             }
             Err(Fault::Refused(why)) => self.end(cx, None, Ending::Failed, None, Some(why)),
+            // Nothing was created, so it waits in line like any other, and what has room goes first.
+            Err(Fault::NotNow(why)) => self.hand_back(cx, why, NOT_NOW_PAUSE),
             Err(Fault::Away(why)) => self.create_unanswered(cx, job, &why),
         }
     }
@@ -312,7 +321,7 @@ impl Attempt {
                 self.end(cx, recorded, Ending::Failed, None, Some(why));
             }
             // Unanswered, it may run or not: the next poll tells, and starts it again if it does not.
-            Ok(()) | Err(Fault::Away(_)) => {
+            Ok(()) | Err(Fault::Away(_) | Fault::NotNow(_)) => {
                 self.tries = 0;
                 let watch = Watch { started_at: Some(cx.now.since_start), ..Watch::default() };
                 self.phase = Phase::Watching { submission, watch };
@@ -353,7 +362,7 @@ impl Attempt {
         if let Phase::Watching { watch, .. } = &mut self.phase {
             match answer {
                 Ok(()) => self.tries = 0,
-                Err(Fault::Away(_) | Fault::Refused(_)) => {
+                Err(Fault::Away(_) | Fault::Refused(_) | Fault::NotNow(_)) => {
                     watch.cancel_asked = false;
                     self.tries += 1;
                     cx.wake_in(backoff(self.tries));
@@ -377,7 +386,7 @@ impl Attempt {
                 self.end(cx, None, Ending::Canceled, None, why);
             }
             // CANCELED is a promise; it is not given before it is sure.
-            Err(Fault::Away(_) | Fault::Refused(_)) => {
+            Err(Fault::Away(_) | Fault::Refused(_) | Fault::NotNow(_)) => {
                 self.tries += 1;
                 cx.wake_in(backoff(self.tries));
             }
@@ -387,13 +396,21 @@ impl Attempt {
     pub(super) fn sighted(&mut self, cx: &mut Context<'_>, sighting: Sighting) {
         let Phase::Watching { submission, watch } = &mut self.phase else { return };
         let now = cx.now.since_start;
-        if !matches!(sighting, Sighting::Absent) {
+        let (absent, gone) = match sighting {
+            // No evidence, neither for a loss nor against one.
+            Sighting::Unseen => return,
+            Sighting::Absent => (true, false),
+            Sighting::Gone { .. } => (false, true),
+            Sighting::Seen(_) | Sighting::Inert => (false, false),
+        };
+        if !absent {
             watch.absent = None;
         }
-        if !matches!(sighting, Sighting::Gone { .. }) {
+        if !gone {
             watch.gone = 0;
         }
         match sighting {
+            Sighting::Unseen => {}
             Sighting::Seen(observation) => self.seen(cx, observation),
             Sighting::Inert => {
                 let settled = watch.started_at.is_none_or(|at| now >= at + START_SETTLES);

@@ -1,5 +1,6 @@
 //! When a resource manager errs or is slow again and again its cluster is *parked*: nothing fresh is claimed for it, its jobs wait
-//! with that reason and burn no attempt, and one job at a time finds out whether it is back.
+//! with that reason and burn no attempt, and one job at a time finds out whether it is back. So is a cluster that answers, and
+//! takes no more jobs at present: only a job it takes shows that it does again.
 
 use std::time::Duration;
 
@@ -36,11 +37,11 @@ impl Breaker {
         }
     }
 
-    /// How much of `room` may be used now.
-    pub(super) fn admits(&self, now: Duration, room: u32, reserved: u32) -> u32 {
+    /// How much of `room` may be used now; `probing` tells whether a job is on its way to find out.
+    pub(super) fn admits(&self, now: Duration, room: u32, probing: impl FnOnce() -> bool) -> u32 {
         match &self.parked {
             None => room,
-            Some(parked) if now >= parked.probe_at && reserved == 0 => room.min(1),
+            Some(parked) if now >= parked.probe_at && !probing() => room.min(1),
             Some(_) => 0,
         }
     }
@@ -61,14 +62,14 @@ mod tests {
         for _ in 0..2 {
             breaker.told(Duration::ZERO, Some("away".into()));
         }
-        assert_eq!(breaker.admits(Duration::ZERO, 9, 0), 9);
+        assert_eq!(breaker.admits(Duration::ZERO, 9, || false), 9);
         breaker.told(Duration::ZERO, Some("away".into()));
         assert_eq!(breaker.parked(), Some("away"));
-        assert_eq!(breaker.admits(Duration::ZERO, 9, 0), 0);
-        assert_eq!(breaker.admits(second, 9, 0), 1);
-        assert_eq!(breaker.admits(second, 9, 1), 0);
+        assert_eq!(breaker.admits(Duration::ZERO, 9, || false), 0);
+        assert_eq!(breaker.admits(second, 9, || false), 1);
+        assert_eq!(breaker.admits(second, 9, || true), 0);
         breaker.told(second, None);
-        assert_eq!(breaker.admits(second, 9, 0), 9);
+        assert_eq!(breaker.admits(second, 9, || false), 9);
     }
 
     #[test]
@@ -77,7 +78,7 @@ mod tests {
         for _ in 0..100 {
             breaker.told(Duration::ZERO, Some("away".into()));
         }
-        assert_eq!(breaker.admits(Duration::from_secs(29), 1, 0), 0);
-        assert_eq!(breaker.admits(Duration::from_secs(30), 1, 0), 1);
+        assert_eq!(breaker.admits(Duration::from_secs(29), 1, || false), 0);
+        assert_eq!(breaker.admits(Duration::from_secs(30), 1, || false), 1);
     }
 }

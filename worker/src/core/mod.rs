@@ -47,6 +47,8 @@ pub enum Fault {
     Away(String),
     /// It never will.
     Refused(String),
+    /// It was not done, and may be another time.
+    NotNow(String),
 }
 
 /// Something that happened.
@@ -139,6 +141,8 @@ impl Serving {
 struct Cluster {
     serving: Serving,
     breaker: Breaker,
+    /// The manager answers, and takes no more jobs: which only an answer to a create tells, or ends.
+    full: Breaker,
     /// Attempts whose create is out.
     creating: BTreeSet<JobId>,
     /// Attempts waiting for their turn to be created.
@@ -200,6 +204,7 @@ impl Core {
     pub fn new(me: WorkerId, serving: Vec<Serving>) -> Self {
         let clusters = serving.into_iter().map(|serving| Cluster {
             breaker: Breaker::default(),
+            full: Breaker::default(),
             creating: BTreeSet::new(),
             queue: VecDeque::new(),
             watched: BTreeSet::new(),
@@ -228,6 +233,11 @@ impl Core {
             Input::Created(hold, answer) => {
                 if let Some(cluster) = self.cluster_of(hold) {
                     cluster.creating.remove(&hold.tag.job);
+                    match &answer {
+                        Ok(_) => cluster.full.told(now.since_start, None),
+                        Err(Fault::NotNow(why)) => cluster.full.told(now.since_start, Some(why.clone())),
+                        Err(Fault::Away(_) | Fault::Refused(_)) => {}
+                    }
                 }
                 self.with(now, hold, effects, |attempt, cx| attempt.created(cx, answer));
             }
@@ -265,10 +275,13 @@ impl Core {
     /// How many jobs of `cluster` may be claimed now, given what its regulator allows to be held in all.
     pub fn room(&self, now: Duration, cluster: u16, allowed: u32) -> u32 {
         match self.clusters.get(usize::from(cluster)) {
-            Some(cluster) if !self.draining => {
-                let room = allowed.saturating_sub(cluster.held + cluster.reserved);
-                // A parked cluster lets one job through at a time, to find out whether its manager is back.
-                cluster.breaker.admits(now, room, cluster.reserved)
+            Some(served) if !self.draining => {
+                let room = allowed.saturating_sub(served.held + served.reserved);
+                // A parked cluster lets one job through at a time, to find out whether its manager is back; from its claim to
+                // the answer to its create.
+                let uncreated = |a: &Attempt| a.hold().cluster == cluster && a.is_uncreated();
+                let probing = || served.reserved > 0 || self.attempts.values().any(uncreated);
+                served.full.admits(now, served.breaker.admits(now, room, probing), probing)
             }
             Some(_) | None => 0,
         }
@@ -315,7 +328,10 @@ impl Core {
 
     /// Clusters nothing fresh is claimed for, and why.
     pub fn parked(&self) -> Vec<(ClusterName, String)> {
-        let parked = |c: &Cluster| Some((c.serving.cluster.clone(), c.breaker.parked()?.to_owned()));
+        let parked = |c: &Cluster| {
+            let why = c.breaker.parked().or(c.full.parked())?;
+            Some((c.serving.cluster.clone(), why.to_owned()))
+        };
         self.clusters.iter().filter_map(parked).collect()
     }
 
@@ -411,7 +427,9 @@ impl Core {
         for cluster in &mut self.clusters {
             while let Some(job) = cluster.queue.front().copied() {
                 if waits(&job) {
-                    if cluster.creating.len() < cluster.serving.max_creates {
+                    // What is claimed already still finds out, each after the other.
+                    let most = if cluster.full.parked().is_some() { 1 } else { cluster.serving.max_creates };
+                    if cluster.creating.len() < most {
                         return cluster.queue.pop_front();
                     }
                     break;

@@ -173,7 +173,12 @@ fn a_job_is_created_recorded_started_watched_told_and_forgotten_in_that_order() 
 
 #[test]
 fn whatever_is_recorded_has_its_logs_shipped_once_and_is_forgotten_after_them() {
-    let answers = [Ok(()), Err(Fault::Away("down".into())), Err(Fault::Refused("no".into()))];
+    let answers = [
+        Ok(()),
+        Err(Fault::Away("down".into())),
+        Err(Fault::NotNow("full".into())),
+        Err(Fault::Refused("no".into())),
+    ];
     for (canceled, start) in
         [(true, None), (false, Some(&answers[0])), (false, Some(&answers[1])), (false, Some(&answers[2]))]
     {
@@ -407,6 +412,74 @@ fn an_outage_of_the_manager_ends_nothing_and_parks_the_cluster() {
     assert_eq!(b.core.room(b.now.since_start, 0, 10), 0);
     b.step(Input::Answered(0, Ok(SLOW)));
     assert_eq!(b.core.room(b.now.since_start, 0, 10), 9);
+}
+
+#[test]
+fn there_is_no_room_between_the_grant_and_the_answer_of_a_probe() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let down = || Input::Answered(0, Err("down".into()));
+    for _ in 0..3 {
+        b.step(down());
+    }
+    b.now.since_start += Duration::from_secs(1);
+    assert_eq!(b.core.reserve(b.now.since_start, 0, 10, 9), 1);
+    assert_eq!(b.core.room(b.now.since_start, 0, 10), 0, "its claim is out");
+    let probe = b.job();
+    assert!(matches!(&b.grant(&probe)[..], [Effect::Create(..)]));
+    b.core.release(0, 1);
+    for _ in 0..100 {
+        b.now.since_start += Duration::from_secs(1);
+        assert_eq!(b.core.room(b.now.since_start, 0, 10), 0, "its create hangs");
+    }
+    b.step(Input::Created(hold(&probe), Err(Fault::Away("no answer".into()))));
+    b.step(down());
+    assert_eq!(b.core.room(b.now.since_start, 0, 10), 0, "so soon after the last");
+    b.now.since_start += Duration::from_secs(2);
+    assert_eq!(b.core.room(b.now.since_start, 0, 10), 1, "the next one's turn");
+}
+
+#[test]
+fn a_manager_that_takes_no_more_has_jobs_wait_with_its_words_until_it_takes_one() {
+    let mut b = Bench::new(SubmitMode::AtMostOnce);
+    let jobs: Vec<Job> = (0..6).map(|_| b.job()).collect();
+    for job in &jobs {
+        b.grant(job);
+    }
+    let full = || Err(Fault::NotNow("submit limit".into()));
+    for job in &jobs[..3] {
+        let effects = b.step(Input::Created(hold(job), full()));
+        let back = |e: &Effect| matches!(e, Effect::HandBack(item) if item.job == job.id && item.why == "submit limit" && !item.pause.is_zero());
+        assert!(effects.iter().any(back), "{effects:?}");
+        assert_eq!(endings(&effects), [], "nothing was created, so nothing is lost");
+    }
+    assert_eq!(b.core.parked(), [(name(), "submit limit".to_owned())]);
+    b.step(Input::Answered(0, Ok(Duration::ZERO)));
+    assert_eq!(b.core.parked().len(), 1, "that it answers does not show that it takes more");
+    // One was out beside the third; what is left waits for its answer.
+    let creates = |effects: &[Effect]| effects.iter().filter(|e| matches!(e, Effect::Create(..))).count();
+    assert_eq!(creates(&b.step(Input::Created(hold(&jobs[3]), full()))), 1, "one after the other");
+    assert_eq!(creates(&b.step(Input::Created(hold(&jobs[4]), Ok(submission("s"))))), 1);
+    assert_eq!(b.core.parked(), []);
+    b.step(Input::Created(hold(&jobs[5]), Ok(submission("t"))));
+    assert_eq!(b.core.room(b.now.since_start, 0, 10), 8);
+}
+
+#[test]
+fn a_look_that_did_not_reach_a_job_counts_neither_for_nor_against_its_loss() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = b.job();
+    let hold = b.running(&job);
+    let look = |b: &mut Bench, sighting: Sighting| {
+        b.now.since_start += Duration::from_mins(1);
+        endings(&b.step(Input::Sighted(hold, sighting)))
+    };
+    assert_eq!(look(&mut b, Sighting::Absent), []);
+    for _ in 0..10 {
+        assert_eq!(look(&mut b, Sighting::Unseen), []);
+    }
+    assert_eq!(look(&mut b, Sighting::Absent), [], "seen to be absent twice");
+    assert_eq!(look(&mut b, Sighting::Unseen), []);
+    assert_eq!(look(&mut b, Sighting::Absent), [Ending::Lost], "and a third time");
 }
 
 #[test]

@@ -335,6 +335,7 @@ impl Engine for NoopEngine {
             Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
             | Sighting::Inert
             | Sighting::Absent
+            | Sighting::Unseen
             | Sighting::Gone { .. } => false,
         };
         Ok(LogChunk { bytes: Bytes::new(), last })
@@ -372,6 +373,7 @@ mod tests {
             Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
             | Sighting::Inert
             | Sighting::Absent
+            | Sighting::Unseen
             | Sighting::Gone { .. } => None,
         }
     }

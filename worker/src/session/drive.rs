@@ -316,7 +316,7 @@ impl Drive {
                 watched.iter().map(|(hold, submission)| (hold.tag, submission.clone())).collect();
             served.pace.turn().await;
             let began = Instant::now();
-            let answer = served.engine.poll(&asked).await;
+            let answer = served.pace.pays(served.engine.poll(&asked)).await;
             failpoint::pass("watch.seen");
             let took = began.elapsed();
             metrics::histogram!("jobgate_poll_seconds", "cluster" => name.clone()).record(took.as_secs_f64());
@@ -393,7 +393,7 @@ fn sightings(
         }
         Err(error) => {
             // An outage of the manager never ends a job; it only parks the cluster.
-            let (Fault::Away(why) | Fault::Refused(why)) = Fault::from(error);
+            let (Fault::Away(why) | Fault::Refused(why) | Fault::NotNow(why)) = Fault::from(error);
             vec![Input::Answered(cluster, Err(why))]
         }
     }
@@ -403,7 +403,7 @@ fn sightings(
 pub(super) fn answered<T>(answer: &EngineResult<T>) -> Result<(), String> {
     match answer {
         Err(EngineError::Away(source)) => Err(format!("{source:#}")),
-        Ok(_) | Err(EngineError::Refused(_)) => Ok(()),
+        Ok(_) | Err(EngineError::Refused(_) | EngineError::NotNow(_)) => Ok(()),
     }
 }
 
@@ -412,6 +412,7 @@ impl From<EngineError> for Fault {
         match error {
             EngineError::Away(source) => Self::Away(format!("{source:#}")),
             EngineError::Refused(why) => Self::Refused(why),
+            EngineError::NotNow(why) => Self::NotNow(why),
         }
     }
 }

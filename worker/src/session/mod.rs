@@ -52,7 +52,8 @@ pub struct Served {
     pub regulator: RegulatorConfig,
     /// How many creates and starts may be out at once.
     pub max_calls: usize,
-    /// When the next call may be made. Reading logs takes no turn: where it asks the manager, it asks seldom.
+    /// When the next call may be made: a turn for each request it comes to. Reading logs takes none: where it asks the
+    /// manager, it asks seldom.
     pub pace: Pace,
     /// Most jobs all workers together take on in a second, as a steady rate.
     pub max_submits_per_second: Option<NonZeroU32>,

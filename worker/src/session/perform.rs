@@ -222,23 +222,23 @@ async fn one_call(
     failpoint::pass(before);
     let (went, input) = match call {
         Call::Create(job) => {
-            let answer = engine.create(&job).await;
+            let answer = served.pace.pays(engine.create(&job)).await;
             (answered(&answer), Some(Input::Created(hold, answer.map_err(Fault::from))))
         }
         Call::Start(submission) => {
-            let answer = engine.start(tag, &submission).await;
+            let answer = served.pace.pays(engine.start(tag, &submission)).await;
             (answered(&answer), Some(Input::Started(hold, answer.map_err(Fault::from))))
         }
         Call::Cancel(submission) => {
-            let answer = engine.cancel(tag, &submission).await;
+            let answer = served.pace.pays(engine.cancel(tag, &submission)).await;
             (answered(&answer), Some(Input::CancelTaken(hold, answer.map_err(Fault::from))))
         }
         Call::Discard(submission) => {
-            let answer = engine.discard(tag, submission.as_ref()).await;
+            let answer = served.pace.pays(engine.discard(tag, submission.as_ref())).await;
             (answered(&answer), Some(Input::Discarded(hold, answer.map_err(Fault::from))))
         }
         Call::Forget(submission) => {
-            let answer = engine.forget(tag, &submission).await;
+            let answer = served.pace.pays(engine.forget(tag, &submission)).await;
             if let Err(error) = &answer {
                 // What is left behind is inert and old: nothing depends on it.
                 tracing::debug!(job = %tag.job, cluster = %served.name, %error, "the engine could not forget a submission");

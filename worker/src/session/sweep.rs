@@ -66,7 +66,7 @@ async fn counted<T>(
     call: impl Future<Output = EngineResult<T>>,
 ) -> EngineResult<T> {
     let began = Instant::now();
-    let answer = call.await;
+    let answer = served.pace.pays(call).await;
     count_call(&served.name, name, began.elapsed(), answered(&answer).is_ok());
     answer
 }

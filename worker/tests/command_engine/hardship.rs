@@ -1,7 +1,10 @@
 //! What schedulers do that no contract mentions.
 
-use crate::rig::{CommandRig, forgetful, job, sight, strict, until};
-use futures::future::BoxFuture;
+use crate::{
+    counts::Counts,
+    rig::{CommandRig, at_once, forgetful, job, sight, strict, until},
+};
+use futures::future::LocalBoxFuture;
 use jobgate_shared::domain::{Ending, Observation};
 use jobgate_worker::{
     engine::{EngineError, Sighting},
@@ -12,7 +15,7 @@ use std::{fs, time::Duration};
 
 macro_rules! tests {
     ($($name:ident),* $(,)?) => {
-        pub(crate) const TESTS: &[(&str, fn() -> BoxFuture<'static, ()>)] =
+        pub(crate) const TESTS: &[(&str, fn() -> LocalBoxFuture<'static, ()>)] =
             &[$((stringify!($name), || Box::pin($name()))),*];
     };
 }
@@ -46,8 +49,13 @@ async fn a_command_that_hangs_is_cut_off_with_its_children_and_its_create_is_not
     rig.call_timeout = Duration::from_millis(700);
     let (engine, job) = (rig.engine(), job(&rig, ":"));
     rig.fault("submit", "hang");
+    let counts = Counts::default();
+    let counting = metrics::set_default_local_recorder(&counts);
     let answer = engine.create(&job).await;
+    drop(counting);
     assert!(matches!(answer, Err(EngineError::Away(_))), "{answer:?}");
+    assert_eq!(counts.of("jobgate_commands_cut_off_total"), 1);
+    assert_eq!(counts.of("jobgate_rm_requests_total"), 1);
     assert_eq!(rig.calls("submit"), 1);
     let place = rig.scheduler().to_string_lossy().into_owned();
     let left = || {
@@ -114,6 +122,14 @@ async fn a_job_the_scheduler_refuses_is_told_in_its_words_and_leaves_nothing() {
     }
     let shared = rig.scheduler().with_file_name("shared").join(job.tag.to_string());
     assert!(!shared.exists());
+    rig.fault("submit", "full");
+    match engine.create(&job).await {
+        Err(EngineError::NotNow(why)) => assert!(why.contains("only 2 jobs"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!shared.exists());
+    rig.fault("submit", "");
+    assert!(engine.create(&job).await.is_ok(), "the same job, once there is room");
 }
 
 async fn an_id_the_scheduler_uses_again_is_neither_started_nor_canceled_nor_believed() {
@@ -197,10 +213,7 @@ async fn an_unknown_id_in_a_batch_hides_no_other() {
 }
 
 async fn what_began_by_being_created_is_ended_by_a_discard() {
-    let mut rig = CommandRig::new(strict);
-    rig.config["submit_mode"] = json!("at_most_once");
-    rig.config.as_object_mut().unwrap().remove("start");
-    rig.config["create"]["argv"][4] = json!("go");
+    let rig = CommandRig::new(at_once);
     let (engine, ran, cut) = (rig.engine(), job(&rig, "echo out"), job(&rig, "exec sleep 600"));
     let submission = engine.create(&ran).await.unwrap();
     engine.start(ran.tag, &submission).await.unwrap();

@@ -10,6 +10,7 @@
     reason = "tests, which clippy does not know as such without libtest's harness"
 )]
 
+mod counts;
 mod hardship;
 mod rig;
 mod scheduler;
@@ -33,6 +34,12 @@ fn main() -> ExitCode {
                 block_on((case.run)(Arc::new(rig::CommandRig::new(config))));
             }));
         }
+    }
+    // What begins by being created passes whatever asks for no more than that.
+    for case in conformance::cases(&[Needs::Commands]) {
+        trials.push(trial(format!("at_once::{}", case.name), move || {
+            block_on((case.run)(Arc::new(rig::CommandRig::new(rig::at_once))));
+        }));
     }
     for (name, test) in hardship::TESTS {
         trials.push(trial((*name).to_owned(), || block_on(test())));

@@ -34,7 +34,7 @@ fn call(scheduler: &str, words: &[&str]) -> Value {
     let program = std::env::current_exe().expect("this program");
     let program = program.to_str().expect("UTF-8");
     let words = [program, "scheduler", scheduler].into_iter().chain(words.iter().copied());
-    json!({"argv": words.collect::<Vec<_>>(), "unknown": "no such job", "refused": "no such queue"})
+    json!({"argv": words.collect::<Vec<_>>(), "unknown": "no such job", "refused": "no such queue", "not_now": "jobs are allowed"})
 }
 
 fn with(mut call: Value, over: Value) -> Value {
@@ -76,6 +76,15 @@ pub(crate) fn strict(scheduler: &str, shared: &str) -> Value {
             })),
         }),
     )
+}
+
+/// Cannot hold a job: what it is given begins.
+pub(crate) fn at_once(scheduler: &str, shared: &str) -> Value {
+    let mut config = strict(scheduler, shared);
+    config["submit_mode"] = json!("at_most_once");
+    config.as_object_mut().unwrap().remove("start");
+    config["create"]["argv"][4] = json!("go");
+    config
 }
 
 impl CommandRig {

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// `scheduler <dir> <command> <argument>…`
@@ -40,6 +40,7 @@ pub(crate) fn main(args: impl Iterator<Item = String>) -> ExitCode {
         },
         "fail" => return refuse(1, "socket timed out"),
         "reject" => return refuse(1, "no such queue"),
+        "full" => return refuse(1, "only 2 jobs are allowed"),
         "odd status" => return refuse(42, "?"),
         "" | "hang after" => {}
         other => panic!("{other}"),
@@ -165,6 +166,28 @@ fn show(dir: &Path, ids: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// How long what is told to end has for it.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// All that came of a process, parents before children.
+fn descendants(of: Pid) -> Vec<Pid> {
+    let mut found = vec![of];
+    let mut at = 0;
+    while let Some(parent) = found.get(at) {
+        let path = format!("/proc/{0}/task/{0}/children", parent.as_raw_nonzero());
+        let children = fs::read_to_string(path).unwrap_or_default();
+        found.extend(children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)));
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+fn tell(processes: &[Pid], signal: Signal) {
+    for pid in processes {
+        kill_process(*pid, signal).ok();
+    }
+}
+
 /// Runs a job and whatever it starts to the end of all of it.
 fn run(dir: &Path, id: &str) -> ExitCode {
     let path = job(dir, id).unwrap();
@@ -185,6 +208,12 @@ fn run(dir: &Path, id: &str) -> ExitCode {
             break format!("DONE {}", status.code().unwrap_or(-1));
         }
         if path.join("cancel").exists() {
+            // As schedulers do: all of it is told to end, and killed when it does not.
+            tell(&descendants(me), Signal::TERM);
+            let deadline = Instant::now() + GRACE;
+            while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+                sleep(Duration::from_millis(2));
+            }
             break "CANCELED 0".to_owned();
         }
         if path.join("kill").exists() {

@@ -219,7 +219,10 @@ pub(crate) async fn over(engine: &Arc<dyn Engine>, made: &Made) -> Sighting {
     loop {
         match sight(engine, made).await {
             Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. }) | Sighting::Inert => {}
-            over @ (Sighting::Seen(Observation::Ended { .. }) | Sighting::Gone { .. } | Sighting::Absent) => {
+            over @ (Sighting::Seen(Observation::Ended { .. })
+            | Sighting::Gone { .. }
+            | Sighting::Absent
+            | Sighting::Unseen) => {
                 return over;
             }
         }

@@ -116,6 +116,24 @@ fn is(outcome: &str, state: &str) -> (String, String) {
 }
 
 #[tokio::test]
+async fn a_claimed_job_comes_with_what_it_reports_on_itself_with() {
+    let outside = Outside::new().await;
+    let hand = outside.held(json!({})).await.submitted().await;
+    let report = &hand.job["report"];
+    assert_eq!(report["url"], "https://jobs.example.org");
+    let (token, path) = (report["token"].as_str().unwrap(), format!("/v1/jobs/{}/reports", hand.id()));
+    assert_eq!(token, outside.bench.own_token(&hand.job, 1));
+    hand.told(json!({"state": "RUNNING"})).await;
+    let told = outside.bench.call("POST", &path).token(token).json(&json!({"progress": 40})).send().await;
+    assert_eq!(told.status.as_u16(), 200, "{}", told.text());
+    assert_eq!(hand.now().await["progress"], 40);
+    assert_eq!(outside.unsettled("").await[0]["report"]["token"], token, "after a restart, too");
+    let other = outside.bench.call("GET", CLAIMS).token(token).send().await;
+    assert_eq!(other.status.as_u16(), 403, "and opens nothing else: {}", other.text());
+    assert_eq!(hand.now().await.get("report"), None, "nobody else is told");
+}
+
+#[tokio::test]
 async fn a_job_is_claimed_recorded_run_and_finished_and_its_history_says_who_did_it() {
     let outside = Outside::new().await;
     let hand = outside.held(json!({"name": "sum"})).await;

@@ -3,7 +3,7 @@
 use crate::rig::folder;
 use jobgate_tests::services::Slurm;
 use jobgate_worker::{
-    engine::Engine,
+    engine::{Engine, ToCreate},
     engines::{
         EngineConfig, build,
         conformance::{self, Rig, Trouble},
@@ -39,6 +39,7 @@ impl CommandRig {
             "engine": "command", "preset": "slurm", "shared_dir": self.folder.path().join("attempts"),
             "env": {"PATH": "/usr/bin:/bin", "SLURM_CONF": self.conf}, "prefix": prefix,
             "exit_settles": "500ms", "poll_interval": "500ms", "kill_grace": "1s",
+            "options": {"begin": {"argv": ["--begin={value}"], "pattern": "now[+][0-9]+[a-z]+"}},
         }))
         .expect("a configuration");
         let context = conformance::context("slurm", Path::new("/nonexistent"), Duration::from_secs(30));
@@ -53,6 +54,15 @@ impl Rig for CommandRig {
 
     fn troubled(&self, trouble: Trouble) -> Arc<dyn Engine> {
         self.engine_behind(&trouble.prefix("squeue*|sacct*|scontrol*show*"))
+    }
+
+    fn has_to_wait(&self, job: &mut ToCreate) {
+        job.spec.engine.insert("begin".into(), "now+1hour".into());
+    }
+
+    /// Slurm tells the steps of a job, and not its batch script: that is killed.
+    fn tells_before_it_kills(&self) -> bool {
+        false
     }
 
     fn shared_dir(&self) -> &Path {

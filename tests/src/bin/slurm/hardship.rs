@@ -30,6 +30,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_hold_by_a_person_is_a_reason_and_stays", || Box::pin(held_by_people())),
     ("a_token_is_made_again_and_a_file_read_again", || Box::pin(tokens())),
     ("what_slurm_will_never_take_is_refused_and_what_cannot_run_now_waits", || Box::pin(refused())),
+    ("what_is_beyond_a_limit_of_slurms_is_taken_once_there_is_room", || Box::pin(limited())),
+    ("a_socket_serves_its_account_without_a_token", || Box::pin(socket())),
 ];
 
 const LONG: Duration = Duration::from_mins(10);
@@ -173,6 +175,7 @@ async fn aged_out(accounting: Accounting) {
         Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
         | Sighting::Inert
         | Sighting::Absent
+        | Sighting::Unseen
         | Sighting::Gone { .. } => None,
     };
     // Who never saw it, as a worker that was away.
@@ -309,4 +312,40 @@ async fn refused() {
     let known = ToCreate { project: "known".parse().unwrap(), ..job(":") };
     let submission = engine.create(&known).await.unwrap();
     assert_eq!(sight(&engine, &known, &submission).await, Sighting::Inert);
+}
+
+async fn limited() {
+    let mut slurm = own(Accounting::Slurmdbd, LONG).await;
+    slurm.limit_submits(2).await.unwrap();
+    let rig = SlurmRig::new(&slurm, Accounting::Slurmdbd);
+    let engine = rig.engine();
+    let jobs = [job(":"), job(":"), job(":")];
+    let mut taken = Vec::new();
+    for job in &jobs[..2] {
+        taken.push(engine.create(job).await.unwrap());
+    }
+    match engine.create(&jobs[2]).await {
+        Err(EngineError::NotNow(why)) => assert!(why.contains("limit"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    engine.start(jobs[0].tag, &taken[0]).await.unwrap();
+    seen(&engine, &jobs[0], &taken[0], is_over).await;
+    until("there is room", SOON, async || Ok(engine.create(&jobs[2]).await?)).await.unwrap();
+}
+
+async fn socket() {
+    let mut slurm = own(Accounting::None, LONG).await;
+    let rig = SlurmRig::new(&slurm, Accounting::None);
+    let url = slurm.start_socket().await.unwrap();
+    let engine = SlurmRig::engine_of(SlurmConfig { url, token_command: None, ..rig.config.clone() });
+    let job = job("exit 7");
+    let submission = engine.create(&job).await.unwrap();
+    assert_eq!(sight(&engine, &job, &submission).await, Sighting::Inert);
+    assert_eq!(engine.inert(Duration::ZERO).await.unwrap(), [(job.tag, submission.clone())]);
+    engine.start(job.tag, &submission).await.unwrap();
+    let end = seen(&engine, &job, &submission, is_over).await;
+    assert!(
+        matches!(&end, Sighting::Seen(Observation::Ended { ending: Ending::Failed, exit_code: Some(7), .. })),
+        "{end:?}"
+    );
 }

@@ -21,6 +21,8 @@ use libtest_mimic::{Arguments, Trial};
 use rig::SlurmRig;
 use std::{env, process::ExitCode, sync::Arc, time::Duration};
 
+const ALL: [Needs; 5] = [Needs::TwoPhase, Needs::Commands, Needs::Manager, Needs::Queue, Needs::Memory];
+
 fn main() -> ExitCode {
     match env::args().nth(1).as_deref() {
         Some("siege") => {
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
         // Started by the first case that needs it, and ended when all are done.
         let cluster = Arc::new(rig::Cluster::new(accounting));
         let of_commands = cluster.clone();
-        for case in conformance::cases(&[Needs::TwoPhase, Needs::Commands, Needs::Manager, Needs::Memory]) {
+        for case in conformance::cases(&ALL) {
             let cluster = cluster.clone();
             let test = trial(format!("{name}::{}", case.name), move || {
                 let slurm = cluster.slurm();
@@ -45,12 +47,13 @@ fn main() -> ExitCode {
             });
             trials.push(test.with_ignored_flag(case.needs == Needs::Memory && !Slurm::limits_memory()));
         }
-        for case in conformance::cases(&[Needs::TwoPhase, Needs::Commands, Needs::Manager]) {
+        for case in conformance::cases(&ALL) {
             let cluster = of_commands.clone();
-            trials.push(trial(format!("commands_of_{name}::{}", case.name), move || {
+            let test = trial(format!("commands_of_{name}::{}", case.name), move || {
                 let slurm = cluster.slurm();
                 block_on((case.run)(Arc::new(CommandRig::new(&slurm))));
-            }));
+            });
+            trials.push(test.with_ignored_flag(case.needs == Needs::Memory && !Slurm::limits_memory()));
         }
         clusters.push(cluster);
     }

@@ -10,7 +10,7 @@ use futures::stream;
 use jobgate_shared::supervise::Tasks;
 use jobgate_tests::services::{Accounting, Slurm};
 use jobgate_worker::{
-    engine::Engine,
+    engine::{Engine, ToCreate},
     engines::{
         EngineConfig, build,
         conformance::{self, Rig, Trouble},
@@ -129,6 +129,16 @@ impl Rig for SlurmRig {
             Trouble::Mute => mute(self.config.url.clone()),
         };
         Self::engine_of(SlurmConfig { url, ..self.config.clone() })
+    }
+
+    /// For more processors than there are.
+    fn has_to_wait(&self, job: &mut ToCreate) {
+        job.spec.resources.cpus = Some(1000);
+    }
+
+    /// Slurm tells the steps of a job, and not its batch script: that is killed.
+    fn tells_before_it_kills(&self) -> bool {
+        false
     }
 
     fn shared_dir(&self) -> &Path {

@@ -1,10 +1,13 @@
 //! The whole gateway on a Slurm that is broken again and again: `slurm siege JOBS`, as `make siege`.
 //!
 //! Every job writes itself down. What the rows say of each is held against that: nothing ran twice, nothing FINISHED without
-//! having run, what Slurm lost or ended by itself says so, nothing accepted is left, nothing held stays at Slurm.
+//! having run, what Slurm lost or ended by itself says so in its reason and lay in its hands around a kill of slurmctld, most
+//! finish, nothing accepted is left, nothing held stays at Slurm.
 
 use crate::rig::folder;
 use anyhow::{Context as _, Result, ensure};
+use chrono::{DateTime, TimeDelta, Utc};
+use jobgate_shared::clock;
 use jobgate_tests::{
     gateway::{Client, Ledger, Role, Site},
     scrape::Scrape,
@@ -39,6 +42,14 @@ enum Fault {
     /// slurmrestd is killed and started.
     RestartSlurmrestd,
 }
+
+/// How long before a kill of slurmctld a job may have been submitted or begun that the kill loses: it saves every 5 s or so.
+const UNSAVED: TimeDelta = TimeDelta::seconds(15);
+/// And how long after it what becomes of a job may be its doing: nodes register anew and tell what they run, and what is not
+/// known is LOST only after `lost_after`.
+const SETTLES: TimeDelta = TimeDelta::seconds(180);
+/// Of a hundred jobs so many must come to their end, whatever is done to Slurm.
+const FINISH_OF_100: usize = 60;
 
 const FAULTS: [Fault; 16] = {
     use Fault::{KillSlurmctld as K, KillWorker as W, RestartSlurmctld as C, RestartSlurmrestd as R};
@@ -153,6 +164,7 @@ pub(crate) async fn run(jobs: usize) -> Result<()> {
     let posted: Vec<Value> = (0..jobs).map(|_| ledger.quick_job()).collect();
     let accepted = field.post(&posted).await?;
     println!("{} jobs accepted", accepted.len());
+    let mut kills = Vec::new();
     for (n, fault) in FAULTS.into_iter().enumerate() {
         let (since, goal) = (Instant::now(), jobs * (n + 1) / (FAULTS.len() + 1));
         while ledger.runs()?.len() < goal && since.elapsed() < STALLED {
@@ -160,6 +172,9 @@ pub(crate) async fn run(jobs: usize) -> Result<()> {
             field.look_after().await?;
         }
         println!("{:>5.0} s: {} have run; {fault:?}", began.elapsed().as_secs_f64(), ledger.runs()?.len());
+        if fault == Fault::KillSlurmctld {
+            kills.push(clock::system().now());
+        }
         field.strike(fault).await.with_context(|| format!("{fault:?}"))?;
     }
     until("every job has ended", Duration::from_mins(15), async || {
@@ -179,7 +194,7 @@ pub(crate) async fn run(jobs: usize) -> Result<()> {
     })
     .await?;
     println!("nothing is held at Slurm {:.0} s later", quiet.elapsed().as_secs_f64());
-    judge(&field.client, &ledger, &accepted).await?;
+    judge(&field.client, &ledger, &accepted, &kills).await?;
     field.end().await
 }
 
@@ -188,28 +203,29 @@ fn is_terminal(state: &str) -> bool {
 }
 
 /// What the rows say against what ran.
-async fn judge(client: &Client, ledger: &Ledger, accepted: &[String]) -> Result<()> {
+async fn judge(client: &Client, ledger: &Ledger, accepted: &[String], kills: &[DateTime<Utc>]) -> Result<()> {
     let runs = ledger.runs()?;
     let (mut counts, mut hidden) = (BTreeMap::<(String, usize), usize>::new(), Vec::new());
+    let mut exposed = 0;
     for id in accepted {
         let job = client.get(&format!("/v1/jobs/{id}")).await?;
         let state = job["state"].as_str().context("state")?.to_owned();
         let ran = runs.get(id).copied().unwrap_or(0);
-        let history = if ran == 1 && state == "FINISHED" {
-            Value::Null
-        } else {
-            client.get(&format!("/v1/jobs/{id}/history")).await?
-        };
-        let told = format!("{} {history}", job["reason"]);
+        let reason = job["reason"].as_str().unwrap_or_default();
+        exposed += usize::from(is_near(&job, &["submitted_at", "started_at"], kills, UNSAVED)?);
+        let struck = is_near(&job, &["submitted_at", "started_at", "finished_at"], kills, SETTLES)?;
         let well = match (state.as_str(), ran) {
             ("FINISHED", 1) => true,
-            // Slurm lost it, or ended it: the row has to say that, in Slurm's words or ours.
-            ("LOST", 0 | 1) => job["reason"].is_string(),
-            ("FAILED" | "CANCELED", 0 | 1) => told.contains("Slurm"),
+            // Slurm lost it, or ended it: the row has to say that, in Slurm's words or ours, and a kill to have done it.
+            ("LOST", 0 | 1) => {
+                let lost = ["has not known it", "forgot that it had begun", "began it again", "node"];
+                lost.iter().any(|words| reason.contains(words)) && struck
+            }
+            ("FAILED" | "CANCELED", 0 | 1) => reason.contains("Slurm") && struck,
             _ => false,
         };
         if !well {
-            hidden.push(format!("{id} is {state}, ran {ran} times: {told}"));
+            hidden.push(format!("{id} is {state}, ran {ran} times: {reason}; {job}"));
         }
         *counts.entry((state, ran)).or_default() += 1;
     }
@@ -219,8 +235,29 @@ async fn judge(client: &Client, ledger: &Ledger, accepted: &[String]) -> Result<
     let strangers: Vec<_> = runs.keys().filter(|id| !accepted.contains(id)).collect();
     ensure!(strangers.is_empty(), "ran and were never accepted: {strangers:?}");
     ensure!(hidden.is_empty(), "{} jobs are not as they are told:\n{}", hidden.len(), hidden.join("\n"));
+    let finished = counts.get(&("FINISHED".to_owned(), 1)).copied().unwrap_or(0);
+    let least = accepted.len() * FINISH_OF_100 / 100;
+    ensure!(finished >= least, "{finished} of {} jobs finished, and {least} must", accepted.len());
+    let ended_badly = accepted.len() - finished;
+    println!(
+        "{exposed} jobs were submitted or begun within {} s of a kill of slurmctld",
+        UNSAVED.num_seconds()
+    );
+    ensure!(ended_badly <= exposed, "{ended_badly} jobs did not finish, and a kill can have lost {exposed}");
     println!("valid: what ran is what the rows say");
     Ok(())
+}
+
+/// One of these moments of a job lies shortly before a kill of slurmctld, or so long after it.
+fn is_near(job: &Value, moments: &[&str], kills: &[DateTime<Utc>], after: TimeDelta) -> Result<bool> {
+    for moment in moments {
+        let Some(text) = job[moment].as_str() else { continue };
+        let at: DateTime<Utc> = text.parse()?;
+        if kills.iter().any(|kill| (*kill - UNSAVED..=*kill + after).contains(&at)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Calls to Slurm for jobs that only wait and run, in a minute.
@@ -247,14 +284,17 @@ pub(crate) async fn calls() -> Result<()> {
     let before = count().await?;
     tokio::time::sleep(Duration::from_mins(1)).await;
     let after = count().await?;
-    let mut all = 0.0;
-    for call in ["poll", "create", "start", "cancel", "discard", "forget"] {
-        let of = |scrape: &Scrape| scrape.value("jobgate_rm_calls_total", &[("call", call)]).unwrap_or(0.0);
-        let made = of(&after) - of(&before);
-        println!("{call}: {made} calls in a minute");
-        all += made;
+    let made = |metric: &str, labels: &[(&str, &str)]| {
+        let of = |scrape: &Scrape| scrape.value(metric, labels).unwrap_or(0.0);
+        of(&after) - of(&before)
+    };
+    for call in ["poll", "create", "start", "cancel", "discard", "forget", "inert", "ended"] {
+        println!("{call}: {} calls in a minute", made("jobgate_rm_calls_total", &[("call", call)]));
     }
+    // Whatever they are called, and what they came to.
+    let (all, requests) = (made("jobgate_rm_calls_total", &[]), made("jobgate_rm_requests_total", &[]));
     println!("{:.3} calls a job and minute, for {QUEUED} jobs", all / f64::from(QUEUED));
+    println!("{:.3} requests a job and minute", requests / f64::from(QUEUED));
     let (status, answer) = field.client.post("/v1/jobs/cancel?cluster=slurm", &Value::Null).await?;
     ensure!(status < 300, "{status} {answer}");
     until("all are canceled", Duration::from_mins(5), async || {

@@ -100,6 +100,9 @@ pub(super) struct Call {
     /// Said when the job will never be taken.
     #[serde(default)]
     pub(super) refused: Option<Pattern>,
+    /// Said when a limit keeps it from being taken that others' ends lift: it waits.
+    #[serde(default)]
+    pub(super) not_now: Option<Pattern>,
     /// Said of an id that is not known.
     #[serde(default)]
     pub(super) unknown: Option<Pattern>,
@@ -107,6 +110,8 @@ pub(super) struct Call {
     #[serde(default)]
     pub(super) done: Option<Pattern>,
     /// Exit statuses that mean the same, whatever is said.
+    #[serde(default)]
+    pub(super) not_now_status: Vec<i32>,
     #[serde(default)]
     pub(super) refused_status: Vec<i32>,
     #[serde(default)]

@@ -90,8 +90,8 @@ pub(super) enum Standing {
     Tombstone { at: DateTime<Utc>, canceled: bool },
     /// It began, and has not said how it ended.
     Begun { since: DateTime<Utc>, canceled: bool, again: bool },
-    /// How it ended, for good.
-    Ended { end: Observation, at: DateTime<Utc> },
+    /// How it ended, for good; `signaled`: after it had been told to end, so an end well may be no more than good manners.
+    Ended { end: Observation, at: DateTime<Utc>, signaled: bool },
     /// It ended, and nobody saw how.
     Lost { evidence: String },
 }
@@ -327,8 +327,8 @@ fn ended(attempt: &Attempt, token: Option<Token>, text: &str) -> io::Result<Stan
     let (word, code) = (words.next().unwrap_or_default(), words.next().and_then(|code| code.parse().ok()));
     let said = words.next().filter(|reason| !reason.is_empty()).map(str::to_owned);
     let (ending, exit_code, reason) = match (word, code) {
-        ("exited", Some(0)) => (Ending::Finished, Some(0), None),
-        ("exited", Some(code)) => {
+        ("exited" | "signaled", Some(0)) => (Ending::Finished, Some(0), None),
+        ("exited" | "signaled", Some(code)) => {
             let failure = attempt.failure()?.filter(|failure| failure.exit_code == code);
             (Ending::Failed, Some(code), Some(failure.map_or_else(|| told(code), |failure| failure.reason)))
         }
@@ -346,7 +346,8 @@ fn ended(attempt: &Attempt, token: Option<Token>, text: &str) -> io::Result<Stan
     };
     // A start token of another host's clock is never after the end.
     let at = began.map_or(at, |began| at.max(began));
-    Ok(Standing::Ended { end: Observation::Ended { ending, exit_code, reason, began, at: Some(at) }, at })
+    let end = Observation::Ended { ending, exit_code, reason, began, at: Some(at) };
+    Ok(Standing::Ended { end, at, signaled: word == "signaled" })
 }
 
 /// A shell tells a signal as a code above 128.

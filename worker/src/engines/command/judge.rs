@@ -35,19 +35,57 @@ pub(super) fn judge(standing: &Standing, row: Option<&Row>, now: DateTime<Utc>) 
             Verdict::Stands(Sighting::Seen(end))
         }
         Standing::Lost { evidence } => Verdict::Stands(Sighting::Gone { evidence: evidence.clone() }),
-        Standing::Ended { end, at } => {
+        Standing::Ended { end, at, signaled } => {
             let clears = (now - *at).to_std().unwrap_or_default() < CLEARS;
             match (row.map(|row| row.state), end) {
                 (
                     Some(Some(State::Running | State::Pending | State::Inert) | None),
                     Observation::Ended { began: Some(since), .. },
                 ) if clears => running(*since, None),
-                _ => Verdict::Stands(Sighting::Seen(end.clone())),
+                _ => Verdict::Stands(Sighting::Seen(explained(end, *signaled, row))),
             }
         }
         Standing::Fresh => fresh(row),
         Standing::Begun { since, canceled, again } => begun(*since, *canceled, *again, row, now),
     }
+}
+
+/// A written end, and what the scheduler knows better: what it told a job to end for that then ended well, and what killed one.
+fn explained(end: &Observation, signaled: bool, row: Option<&Row>) -> Observation {
+    let (Some(row), Observation::Ended { ending, exit_code, reason, began, at }) = (row, end) else {
+        return end.clone();
+    };
+    let words = words_of(row);
+    let (ending, exit_code, reason) = match (ending, row.state) {
+        (Ending::Finished | Ending::Failed, Some(State::Canceled)) if signaled => {
+            (Ending::Canceled, None, format!("the scheduler canceled it: {words}"))
+        }
+        (Ending::Finished | Ending::Failed, Some(State::TimedOut)) if signaled => {
+            (Ending::TimedOut, None, format!("the scheduler's time limit was up: {words}"))
+        }
+        (Ending::Finished, Some(State::Failed)) if signaled => {
+            (Ending::Failed, *exit_code, format!("the scheduler ended it: {words}"))
+        }
+        (Ending::Failed, Some(State::Failed)) if exit_code.is_some_and(|code| code > 128) => {
+            let told = reason.as_deref().unwrap_or_default();
+            (Ending::Failed, *exit_code, format!("{told}; the scheduler says: {words}"))
+        }
+        (
+            Ending::Finished | Ending::Failed | Ending::Canceled | Ending::TimedOut | Ending::Lost,
+            None
+            | Some(
+                State::Inert
+                | State::Pending
+                | State::Running
+                | State::Finished
+                | State::Failed
+                | State::Canceled
+                | State::TimedOut
+                | State::Gone,
+            ),
+        ) => return end.clone(),
+    };
+    Observation::Ended { ending, exit_code, reason: Some(reason), began: *began, at: *at }
 }
 
 fn running(since: DateTime<Utc>, reason: Option<String>) -> Verdict {
@@ -165,6 +203,7 @@ mod tests {
                 Sighting::Seen(Observation::Ended { ending, .. }) => format!("{ending:?}"),
                 Sighting::Inert => "inert".into(),
                 Sighting::Absent => "absent".into(),
+                Sighting::Unseen => "unseen".into(),
                 Sighting::Gone { .. } => "gone".into(),
             },
             Verdict::Over { word, .. } => format!("over: {word}"),
@@ -244,11 +283,45 @@ mod tests {
     }
 
     #[test]
+    fn what_was_told_to_end_and_ended_well_is_what_the_scheduler_told_it_to_end_for() {
+        let at = DateTime::UNIX_EPOCH - CLEARS;
+        let ended = |ending, code| Observation::Ended {
+            ending,
+            exit_code: Some(code),
+            reason: None,
+            began: Some(at),
+            at: Some(at),
+        };
+        let well = Standing::Ended { end: ended(Ending::Finished, 0), at, signaled: true };
+        let told = table(&well);
+        assert_eq!(told[4..9], ["Finished", "Failed", "Canceled", "TimedOut", "Finished"]);
+        assert_eq!(told[0], "Finished", "nobody says otherwise");
+        let killed = Standing::Ended { end: ended(Ending::Failed, 143), at, signaled: true };
+        assert_eq!(table(&killed)[4..9], ["Failed", "Failed", "Canceled", "TimedOut", "Failed"]);
+    }
+
+    #[test]
+    fn what_killed_a_job_is_told_in_the_schedulers_words() {
+        let at = DateTime::UNIX_EPOCH - CLEARS;
+        for (code, told) in [(137, true), (7, false)] {
+            let (ending, reason) = (Ending::Failed, Some(format!("exit code {code}")));
+            let end =
+                Observation::Ended { ending, exit_code: Some(code), reason, began: Some(at), at: Some(at) };
+            let row = Row { word: "OUT_OF_MEMORY".into(), ..row(Some(State::Failed)) };
+            let verdict =
+                judge(&Standing::Ended { end, at, signaled: false }, Some(&row), DateTime::UNIX_EPOCH);
+            let said = format!("{verdict:?}");
+            assert!(said.contains(&format!("exit code {code}")), "{said}");
+            assert_eq!(said.contains("OUT_OF_MEMORY"), told, "{said}");
+        }
+    }
+
+    #[test]
     fn a_written_end_stands_whatever_the_scheduler_says() {
         let at = DateTime::UNIX_EPOCH;
         let (ending, began) = (Ending::Finished, Some(at));
         let end = Observation::Ended { ending, exit_code: Some(0), reason: None, began, at: Some(at) };
-        let told = table(&Standing::Ended { end, at });
+        let told = table(&Standing::Ended { end, at, signaled: false });
         let cleared = |n: usize| !matches!(n, 1..=3 | 9);
         assert!(told.iter().enumerate().all(|(n, told)| !cleared(n) || told == "Finished"), "{told:?}");
         let rest = [1, 2, 3, 9].map(|n: usize| told[n].as_str());

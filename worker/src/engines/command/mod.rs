@@ -140,7 +140,9 @@ impl CommandEngine {
                 Answer::Done(output) => rows.extend(answer::rows(call, &output).map_err(away)?),
                 Answer::Unknown if ids.len() > 1 => todo.extend(<[_; 2]>::from(ids.split_at(ids.len() / 2))),
                 Answer::Unknown => {}
-                Answer::Refused(why) => return Err(away(anyhow!("a question was refused: {why}"))),
+                Answer::Refused(why) | Answer::NotNow(why) => {
+                    return Err(away(anyhow!("a question was refused: {why}")));
+                }
             }
         }
         Ok(rows)
@@ -152,7 +154,9 @@ impl CommandEngine {
         let rows = match self.run(find, &Values::default(), None).await? {
             Answer::Done(output) => answer::rows(find, &output).map_err(away)?,
             Answer::Unknown => Vec::new(),
-            Answer::Refused(why) => return Err(away(anyhow!("a question was refused: {why}"))),
+            Answer::Refused(why) | Answer::NotNow(why) => {
+                return Err(away(anyhow!("a question was refused: {why}")));
+            }
         };
         Ok(rows.into_iter().filter_map(|row| Some((Place::named(&row.name)?, row))).collect())
     }
@@ -231,6 +235,7 @@ impl CommandEngine {
         match self.run(call, &Values { words, ..Values::default() }, None).await? {
             Answer::Done(_) | Answer::Unknown => Ok(()),
             Answer::Refused(why) => Err(EngineError::Refused(why)),
+            Answer::NotNow(why) => Err(EngineError::NotNow(why)),
         }
     }
 
@@ -249,13 +254,16 @@ impl CommandEngine {
                 self.files(move |files| files.note_id(place, &noted)).await?;
                 Ok(place.submission(&id))
             }
-            Answer::Refused(why) => {
-                self.files(move |files| if files.bury_fresh(place)? { files.remove(place) } else { Ok(()) })
-                    .await?;
-                Err(EngineError::Refused(why))
-            }
+            Answer::Refused(why) => self.unmake(place, EngineError::Refused(why)).await,
+            Answer::NotNow(why) => self.unmake(place, EngineError::NotNow(why)).await,
             Answer::Unknown => Err(away(anyhow!("it does not know what it was to create"))),
         }
+    }
+
+    /// What the scheduler did not take leaves nothing.
+    async fn unmake<T>(&self, place: Place, why: EngineError) -> EngineResult<T> {
+        self.files(move |files| if files.bury_fresh(place)? { files.remove(place) } else { Ok(()) }).await?;
+        Err(why)
     }
 
     /// What a command line that creates can name.
@@ -327,7 +335,10 @@ impl CommandEngine {
         // Looked at after the scheduler was asked: what ended before it answered has written its end.
         let standings = look(places).await?;
         let unknown = of_interest.into_iter().filter(|(place, _)| {
-            let unfinished = matches!(standings.get(place), Some(Standing::Fresh | Standing::Begun { .. }));
+            let unfinished = matches!(
+                standings.get(place),
+                Some(Standing::Fresh | Standing::Begun { .. } | Standing::Ended { signaled: true, .. })
+            );
             unfinished && !rows.contains_key(place)
         });
         rows.extend(self.accounted(unknown.collect()).await?);

@@ -24,6 +24,8 @@ pub(super) enum Answer {
     Unknown,
     /// It will never take the job; its words.
     Refused(String),
+    /// It takes no more at present; its words.
+    NotNow(String),
 }
 
 /// A process group that is killed unless it is done.
@@ -66,6 +68,8 @@ pub(super) async fn run(
         Ok(Answer::Done(String::new()))
     } else if is(&call.unknown_status) || says(&call.unknown) {
         Ok(Answer::Unknown)
+    } else if is(&call.not_now_status) || says(&call.not_now) {
+        Ok(Answer::NotNow(said.trim().chars().take(1000).collect()))
     } else if is(&call.refused_status) || says(&call.refused) {
         Ok(Answer::Refused(said.trim().chars().take(1000).collect()))
     } else {
@@ -79,6 +83,7 @@ async fn ended(
     argv: &[String],
     input: Option<&str>,
 ) -> anyhow::Result<(ExitStatus, String, String)> {
+    crate::pace::request(cluster);
     let mut words = settings.prefix.iter().chain(argv);
     let mut command = Command::new(words.next().context("no command")?);
     command.args(words).env_clear().env("PATH", settings.path());

@@ -33,15 +33,19 @@ watch() {{
     wait "$nap"
     kill -KILL "$(cat pid)"
 }}
-trap : HUP INT QUIT TERM USR1 USR2
+signaled=
+trap 'signaled=1' TERM
+trap : HUP INT QUIT USR1 USR2
 watchdog=
 {watch}/bin/sh ./payload </dev/null >>stdout 2>>stderr
-code=$?
+code=$? before=$signaled
 [ -z "$watchdog" ] || kill "$watchdog" 2>/dev/null
 why=exited
-[ ! -e cancel ] || why=canceled
+if [ "$code" != 0 ] || [ -n "$before" ]; then
+    [ -z "$before" ] || why=signaled
+    [ ! -e cancel ] || why=canceled
+fi
 [ ! -e out_of_time ] || why=timed_out
-[ "$code" != 0 ] || why=exited
 echo "$why $code" > "exit.$$"
 ln "exit.$$" exit 2>/dev/null || [ -e exit ] || mv "exit.$$" exit
 rm -f "exit.$$"

@@ -141,6 +141,9 @@ fn slurms_answers_are_read() {
     assert!(refused(
         "sbatch: error: Batch job submission failed: Requested node configuration is not available"
     ));
+    let limit = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates \
+                 accounting/QOS policy (job submit limit, user's size and/or time limits)";
+    assert!(!refused(limit) && create.not_now.as_ref().unwrap().regex.is_match(limit), "it waits");
     for away in
         ["Socket timed out on send/recv operation", "Unable to contact slurm controller (connect failure)"]
     {

@@ -52,6 +52,16 @@ pub trait Rig: Send + Sync {
         true
     }
 
+    /// Makes a job one that waits, once started, for as long as a test lasts. For engines that have [`Needs::Queue`].
+    fn has_to_wait(&self, job: &mut ToCreate) {
+        panic!("nothing keeps {} waiting here", job.tag)
+    }
+
+    /// Whether a job that is canceled gets a SIGTERM and time to heed it.
+    fn tells_before_it_kills(&self) -> bool {
+        true
+    }
+
     /// The longest anything may take.
     fn patience(&self) -> Duration {
         Duration::from_mins(1)
@@ -102,6 +112,8 @@ pub enum Needs {
     Commands,
     /// That a manager runs them which calls may fail to reach.
     Manager,
+    /// That a job can be made which has to wait.
+    Queue,
     /// That its jobs get no more memory than they ask for, and it knows when that ended one.
     Memory,
 }
@@ -152,7 +164,9 @@ cases! {
     Commands execution::output_can_be_read_while_it_grows_and_its_end_is_told,
     Commands execution::a_cancel_ends_the_job_and_all_it_started,
     Commands execution::nothing_a_job_started_outlives_it,
+    Commands execution::a_job_that_ends_itself_cleanly_on_sigterm_when_cancelled_is_canceled,
     Memory execution::a_job_that_outgrows_the_memory_it_asked_for_says_so,
+    Queue submission::canceled_while_it_waits_it_never_runs,
     Manager trouble::what_did_not_reach_its_manager_can_be_asked_again,
     Manager trouble::what_was_done_and_never_answered_can_be_asked_again,
 }
@@ -253,6 +267,7 @@ impl Bench {
                 Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
                 | Sighting::Inert => None,
                 Sighting::Absent => panic!("{} is not known", made.tag()),
+                Sighting::Unseen => panic!("{} was not looked at", made.tag()),
                 Sighting::Gone { evidence } => panic!("{} is gone: {evidence}", made.tag()),
             }
         })

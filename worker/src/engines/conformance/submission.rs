@@ -65,6 +65,29 @@ pub(super) async fn canceled_before_its_start_it_never_runs(bench: Bench) {
     assert_eq!(bench.runs(made.tag()), 0);
 }
 
+pub(super) async fn canceled_while_it_waits_it_never_runs(bench: Bench) {
+    let mut job = bench.job(":");
+    bench.rig.has_to_wait(&mut job);
+    let made = bench.run(job).await;
+    let waits = || async {
+        match bench.sight(&made).await {
+            Sighting::Seen(Observation::Pending { reason }) => reason,
+            Sighting::Inert => None,
+            other @ (Sighting::Seen(Observation::Running { .. } | Observation::Ended { .. })
+            | Sighting::Absent
+            | Sighting::Unseen
+            | Sighting::Gone { .. }) => panic!("{other:?}"),
+        }
+    };
+    bench.until("what it waits for", waits).await;
+    bench.cancel(&made).await;
+    bench.ends(&made, Ending::Canceled).await;
+    bench.start(&made).await;
+    bench.fence().await;
+    bench.ends(&made, Ending::Canceled).await;
+    assert_eq!(bench.runs(made.tag()), 0);
+}
+
 pub(super) async fn a_start_and_a_cancel_at_once_leave_one_truth(bench: Bench) {
     for _ in 0..10 {
         let made = bench.create(bench.job(":")).await;
@@ -159,7 +182,9 @@ pub(super) async fn a_poll_of_many_answers_each_in_its_place(bench: Bench) {
         Sighting::Absent => None,
         Sighting::Inert => Some(false),
         Sighting::Seen(Observation::Ended { .. }) => Some(true),
-        Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. }) | Sighting::Gone { .. } => {
+        Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
+        | Sighting::Gone { .. }
+        | Sighting::Unseen => {
             panic!("{sighting:?}")
         }
     });

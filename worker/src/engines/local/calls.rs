@@ -232,7 +232,8 @@ impl Calls {
                 Sighting::Seen(Observation::Ended { .. })
                 | Sighting::Gone { .. }
                 | Sighting::Inert
-                | Sighting::Absent => {}
+                | Sighting::Absent
+                | Sighting::Unseen => {}
             },
             Standing::Missing | Standing::Tombstone { .. } | Standing::Ended(_) => {}
         }

@@ -3,7 +3,11 @@
 //! Everything there was made by a job's account, so nothing is believed but bytes: no link is followed out of the directory,
 //! and what is no plain file is not there.
 
-use super::{id::Identity, state::Legacy};
+use super::{
+    id::Identity,
+    script::{BEGUN_AGAIN, SIGNALED},
+    state::Legacy,
+};
 use crate::engines::beneath;
 use rustix::fs::{Mode, OFlags};
 use std::{
@@ -97,12 +101,16 @@ impl Directory {
     }
 }
 
-/// The code in the first line, words in the others.
+/// The code in the first line and whether a signal came before, or that it was begun again; words in the others.
 fn parse(text: &str) -> Option<Legacy> {
-    let (code, why) = text.split_once('\n')?;
-    let exit_code = code.parse().ok().filter(|code| (0..=255).contains(code))?;
+    let (first, why) = text.split_once('\n')?;
+    if first == BEGUN_AGAIN {
+        return Some(Legacy::BegunAgain);
+    }
+    let (code, signaled) = first.strip_suffix(SIGNALED).map_or((first, false), |code| (code, true));
+    let code = code.parse().ok().filter(|code| (0..=255).contains(code))?;
     let why: String = why.trim().chars().take(WHY_CHARS).collect();
-    Some(Legacy { exit_code, why: (!why.is_empty()).then_some(why) })
+    Some(Legacy::Exit { code, signaled, why: (!why.is_empty()).then_some(why) })
 }
 
 #[cfg(test)]
@@ -111,10 +119,14 @@ mod tests {
 
     #[test]
     fn what_a_job_left_is_read_and_anything_else_is_nothing() {
-        let left = |exit_code, why: Option<&str>| Some(Legacy { exit_code, why: why.map(str::to_owned) });
-        assert_eq!(parse("0\n"), left(0, None));
-        assert_eq!(parse("127\nx: command not found\n"), left(127, Some("x: command not found")));
-        for broken in ["", "7", "x\n", "256\n", "-1\n", "\n7\n"] {
+        let left = |code, signaled, why: Option<&str>| {
+            Some(Legacy::Exit { code, signaled, why: why.map(str::to_owned) })
+        };
+        assert_eq!(parse("0\n"), left(0, false, None));
+        assert_eq!(parse("0 after a signal\n"), left(0, true, None));
+        assert_eq!(parse("127\nx: command not found\n"), left(127, false, Some("x: command not found")));
+        assert_eq!(parse("begun again\n"), Some(Legacy::BegunAgain));
+        for broken in ["", "7", "x\n", "256\n", "-1\n", "\n7\n", "0 after\n", "begun again"] {
             assert_eq!(parse(broken), None, "{broken:?}");
         }
     }

@@ -22,6 +22,8 @@ mod files;
 mod id;
 mod rest;
 mod script;
+#[cfg(test)]
+mod scripted;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -41,7 +43,7 @@ use crate::{
 use anyhow::{Context as _, anyhow};
 use async_trait::async_trait;
 use files::{Directory, Left};
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, TryFutureExt as _, future::BoxFuture, stream};
 use id::{Identity, Mark, Nonce};
 use jobgate_shared::{
     clock::Clock,
@@ -49,18 +51,27 @@ use jobgate_shared::{
 };
 use rest::Rest;
 use serde_json::json;
-use state::Fault;
+use state::{Fault, Legacy};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use token::Tokens;
 use tokio::time::Instant;
 use wire::JobRecord;
 
+/// So many accounts are looked at side by side.
+const ACCOUNTS_AT_ONCE: usize = 8;
 /// slurmdbd is asked for so many jobs at once.
 const STORED_AT_ONCE: usize = 8;
+/// And for so many in one poll.
+const STORED_PER_POLL: usize = 20;
+/// How soon it is asked again about a job it does not know.
+const STORED_EVERY: Duration = Duration::from_secs(10);
 /// How long it is remembered that a job was forgotten: longer than slurmctld keeps what has ended.
 const FORGOTTEN_FOR: Duration = Duration::from_hours(1);
 
@@ -89,10 +100,18 @@ struct Memory {
     left: HashMap<Identity, (Instant, Option<Instant>)>,
     /// Jobs whose files are removed; Slurm shows them for some minutes more.
     forgotten: HashMap<Identity, Instant>,
+    /// When slurmdbd said last that it does not know how they ended.
+    unstored: HashMap<Identity, Instant>,
+    /// Accounts that could not be looked at, while others could.
+    troubled: BTreeSet<String>,
 }
 
 /// The jobs of ours in one listing, by Slurm's id.
 type Listing = HashMap<u32, (Identity, JobRecord)>;
+/// A look at the jobs of one account, by its name.
+type Look<'a, T> = (String, BoxFuture<'a, Result<T, Fault>>);
+/// What is seen of one job.
+type Sighted = (Identity, Result<Sighting, Fault>);
 
 impl SlurmEngine {
     /// An engine that has asked nobody yet.
@@ -100,7 +119,7 @@ impl SlurmEngine {
         let EngineContext { call_timeout, look_timeout, .. } = *context;
         let clock = context.clock.clone();
         let tokens = Tokens::new(config.tokens(), clock.clone(), call_timeout);
-        let rest = Rest::new(&config, tokens)?;
+        let rest = Rest::new(context.cluster.clone(), &config, tokens)?;
         let scope = config.scope.clone().unwrap_or_else(|| context.cluster.to_string());
         Ok(Self { config, scope, rest, clock, call_timeout, look_timeout, memory: Mutex::default() })
     }
@@ -117,16 +136,70 @@ impl SlurmEngine {
         Ok(ours.collect())
     }
 
+    /// Looks at many accounts, side by side: one that fails or hangs is left out, and told when that begins. A fault only when
+    /// it is everyone's.
+    async fn each<T: Send>(
+        &self,
+        patience: Duration,
+        looks: Vec<Look<'_, T>>,
+    ) -> Result<Vec<(String, T)>, Fault> {
+        let deadline = Instant::now() + patience;
+        let mut bounded: Vec<BoxFuture<'_, (String, Result<T, Fault>)>> = Vec::new();
+        for (account, look) in looks {
+            bounded.push(Box::pin(async move {
+                let seen = tokio::time::timeout_at(deadline, look).await;
+                (account, seen.unwrap_or_else(|_| Err(late(patience))))
+            }));
+        }
+        let seen: Vec<_> = stream::iter(bounded).buffer_unordered(ACCOUNTS_AT_ONCE).collect().await;
+        let (mut found, mut faults) = (Vec::new(), Vec::new());
+        for (account, seen) in seen {
+            match seen {
+                Ok(seen) => found.push((account, seen)),
+                Err(fault) => faults.push((account, fault)),
+            }
+        }
+        if found.is_empty()
+            && let Some((_, fault)) = faults.pop()
+        {
+            return Err(fault);
+        }
+        for (account, _) in &found {
+            self.is_well(account);
+        }
+        for (account, fault) in faults {
+            self.is_troubled(&account, fault);
+        }
+        Ok(found)
+    }
+
+    fn is_well(&self, account: &str) {
+        if self.memory().troubled.remove(account) {
+            tracing::info!(account, scope = self.scope, "Slurm shows the jobs of {account} again");
+        }
+    }
+
+    fn is_troubled(&self, account: &str, fault: Fault) {
+        if self.memory().troubled.insert(account.to_owned()) {
+            let error = format!("{:#}", anyhow::Error::new(EngineError::from(fault)));
+            tracing::warn!(account, scope = self.scope, error, "the jobs of {account} cannot be looked at");
+        }
+    }
+
     /// Held jobs of this gateway that were never started, each with its account.
-    async fn held(&self) -> Result<Vec<(Identity, JobRecord, String)>, Fault> {
+    async fn held(&self, patience: Duration) -> Result<Vec<(Identity, JobRecord, String)>, Fault> {
         let accounts = self.config.accounts();
         let observers: BTreeSet<&str> = accounts.iter().map(|user| self.observer(user)).collect();
-        let mut found = Vec::new();
+        let mut looks: Vec<Look<'_, Listing>> = Vec::new();
         for observer in observers {
-            for (of, job) in self.listing(observer).await?.into_values() {
+            looks.push((observer.to_owned(), Box::pin(self.listing(observer))));
+        }
+        let mut found = Vec::new();
+        for (observer, listing) in self.each(patience, looks).await? {
+            for (of, job) in listing.into_values() {
                 let ours = matches!(of.mark(&job, &self.scope), Some(Mark::Created | Mark::Discarded));
                 // Who sees the jobs of all must not be taken for whom they belong to.
-                let user = if job.user_name.is_empty() { observer.to_owned() } else { job.user_name.clone() };
+                let user = if job.user_name.is_empty() { observer.clone() } else { job.user_name.clone() };
                 let mine =
                     if self.config.observer.is_some() { accounts.contains(&user) } else { user == observer };
                 if ours && mine && job.is_held_by_user() {
@@ -156,8 +229,8 @@ impl SlurmEngine {
         if self.mark(of, &job) != Mark::Created || !job.is_held_by_user() {
             return Ok(());
         }
-        let left = self.left_by(vec![(of, user.to_owned(), true)]).await?;
-        if left.get(&of).is_some_and(|left| left.begun) {
+        let left = self.left_by(vec![(of, user.to_owned(), true)]).await?.remove(&of).transpose()?;
+        if left.is_some_and(|left| left.begun) {
             tracing::warn!(submission = of.job, "not started: it has begun before, and slurmctld forgot it");
             return Ok(());
         }
@@ -185,7 +258,7 @@ impl SlurmEngine {
         }
     }
 
-    /// What a listing and the files of jobs that are over say of many.
+    /// What listings and the files of jobs that are over say of many: nothing of one that could not be looked at.
     async fn sight_all(
         &self,
         asked: &HashMap<Identity, String>,
@@ -194,26 +267,60 @@ impl SlurmEngine {
         for (of, user) in asked {
             by_observer.entry(self.observer(user)).or_default().push((*of, user));
         }
-        let mut found = HashMap::new();
+        let mut looks: Vec<Look<'_, Vec<Sighted>>> = Vec::new();
         for (observer, asked) in by_observer {
-            let mut listing = self.listing(observer).await?;
-            let mut shown = Vec::new();
-            for (of, user) in asked {
-                let job = listing.remove(&of.job).filter(|(seen, _)| *seen == of).map(|(_, job)| job);
-                shown.push((of, user.to_owned(), job));
+            looks.push((observer.to_owned(), Box::pin(self.sight_by(observer, asked))));
+        }
+        let (mut found, mut faults) = (HashMap::new(), BTreeMap::new());
+        for (of, sighting) in
+            self.each(self.look_timeout, looks).await?.into_iter().flat_map(|(_, seen)| seen)
+        {
+            match sighting {
+                Ok(sighting) => drop(found.insert(of, sighting)),
+                Err(fault) => drop(faults.insert(asked.get(&of).cloned().unwrap_or_default(), fault)),
             }
-            let wanted = shown.iter().filter(|(of, _, job)| {
-                job.as_ref().is_none_or(|job| job.is_over() || job.is_held_by_user() || self.is_due(*of, job))
-            });
-            let wanted = wanted.map(|(of, user, job)| (*of, user.clone(), job.is_none())).collect();
-            let mut left = self.left_by(wanted).await?;
-            let sights = stream::iter(shown).map(|(of, user, job)| {
-                let left = left.remove(&of).unwrap_or_default();
-                async move { Ok::<_, Fault>((of, self.sight(of, &user, job, left).await?)) }
-            });
-            found.extend(sights.buffer_unordered(STORED_AT_ONCE).try_collect::<Vec<_>>().await?);
+        }
+        if found.is_empty()
+            && let Some((_, fault)) = faults.pop_first()
+        {
+            return Err(fault);
+        }
+        for user in asked.values().collect::<BTreeSet<_>>() {
+            let account = format!("{user}, by what they left,");
+            match faults.remove(user) {
+                Some(fault) => self.is_troubled(&account, fault),
+                None => self.is_well(&account),
+            }
         }
         Ok(found)
+    }
+
+    /// What one account's view of all jobs, and what they left, says of those of some.
+    async fn sight_by(&self, observer: &str, asked: Vec<(Identity, &str)>) -> Result<Vec<Sighted>, Fault> {
+        let mut listing = self.listing(observer).await?;
+        let mut shown = Vec::new();
+        for (of, user) in asked {
+            let job = listing.remove(&of.job).filter(|(seen, _)| *seen == of).map(|(_, job)| job);
+            shown.push((of, user.to_owned(), job));
+        }
+        let wanted = shown.iter().filter(|(of, _, job)| {
+            job.as_ref().is_none_or(|job| job.is_over() || job.is_held_by_user() || self.is_due(*of, job))
+        });
+        let wanted = wanted.map(|(of, user, job)| (*of, user.clone(), job.is_none())).collect();
+        let mut left = self.left_by(wanted).await?;
+        let questions = AtomicUsize::new(STORED_PER_POLL);
+        let mut sights: Vec<BoxFuture<'_, Sighted>> = Vec::new();
+        for (of, user, job) in shown {
+            let (left, questions) = (left.remove(&of).unwrap_or_else(|| Ok(Left::default())), &questions);
+            sights.push(Box::pin(async move {
+                let sighting = match left {
+                    Ok(left) => self.sight(of, &user, job, left, questions).await,
+                    Err(fault) => Err(fault),
+                };
+                (of, sighting)
+            }));
+        }
+        Ok(stream::iter(sights).buffer_unordered(STORED_AT_ONCE).collect().await)
     }
 
     async fn sight(
@@ -222,19 +329,22 @@ impl SlurmEngine {
         user: &str,
         job: Option<JobRecord>,
         left: Left,
+        questions: &AtomicUsize,
     ) -> Result<Sighting, Fault> {
         if self.memory().forgotten.contains_key(&of) {
             return Ok(Sighting::Absent);
         }
-        let Some(job) = job else { return self.sight_of_the_past(of, user, left).await };
+        let Some(job) = job else { return self.sight_of_the_past(of, user, left, questions).await };
         Ok(match self.mark(of, &job) {
             Mark::Created if job.is_held_by_user() && left.begun => lost_its_beginning(&left),
             Mark::Created if job.is_held_by_user() => Sighting::Inert,
             Mark::Created if job.is_over() && !left.begun => Sighting::Seen(never_began(job.observe(None))),
             Mark::Discarded => Sighting::Absent,
             Mark::Created | Mark::Started => {
-                let ended = left.legacy.as_ref().filter(|_| !job.is_over() && self.is_left_behind(of));
-                Sighting::Seen(ended.map_or_else(|| job.observe(left.legacy.as_ref()), state::observe_legacy))
+                // What is being run for nothing has not ended.
+                let ended = left.legacy.as_ref().filter(|left| **left != Legacy::BegunAgain);
+                let ended = ended.filter(|_| !job.is_over() && self.is_left_behind(of));
+                ended.map_or_else(|| job.sight(left.legacy.as_ref()), state::sight_legacy)
             }
         })
     }
@@ -261,20 +371,56 @@ impl SlurmEngine {
     }
 
     /// Of a job slurmctld does not know any more.
-    async fn sight_of_the_past(&self, of: Identity, user: &str, left: Left) -> Result<Sighting, Fault> {
-        let stored = self.rest.stored(self.observer(user), of.job).await?;
-        // A job slurmdbd takes for alive, and slurmctld does not know, is one that was lost.
-        let last = stored.into_iter().filter(|job| Identity::seen(job) == Some(of) && job.is_over());
-        let last = last.max_by_key(id::submitted);
+    async fn sight_of_the_past(
+        &self,
+        of: Identity,
+        user: &str,
+        left: Left,
+        questions: &AtomicUsize,
+    ) -> Result<Sighting, Fault> {
+        let Some(last) = self.stored(of, user, questions).await? else { return Ok(Sighting::Unseen) };
         Ok(match (last, left.legacy) {
-            (Some(job), legacy) => Sighting::Seen(job.observe(legacy.as_ref())),
-            (None, Some(legacy)) => Sighting::Seen(state::observe_legacy(&legacy)),
+            (Some(job), legacy) => job.sight(legacy.as_ref()),
+            (None, Some(legacy)) => state::sight_legacy(&legacy),
             (None, None) => Sighting::Absent,
         })
     }
 
-    /// What jobs left, of those that left something. Where it decides (`true`), a directory that is not there is an outage.
-    async fn left_by(&self, wanted: Vec<(Identity, String, bool)>) -> Result<HashMap<Identity, Left>, Fault> {
+    /// What slurmdbd says of a job's end, which it does not know of a job that was lost; `None` when it was its turn to be
+    /// asked and too many others' was, too.
+    async fn stored(
+        &self,
+        of: Identity,
+        user: &str,
+        questions: &AtomicUsize,
+    ) -> Result<Option<Option<JobRecord>>, Fault> {
+        let asked = self.memory().unstored.get(&of).copied();
+        if !self.config.slurmdb || asked.is_some_and(|at| Instant::now() < at + STORED_EVERY) {
+            return Ok(Some(None));
+        }
+        let left = questions.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if left.is_err() {
+            return Ok(None);
+        }
+        // One that hangs takes from the look only its part.
+        let patience = self.look_timeout / 4;
+        let stored = tokio::time::timeout(patience, self.rest.stored(self.observer(user), of.job)).await;
+        let stored = stored.unwrap_or_else(|_| Err(late(patience)))?;
+        // A job slurmdbd takes for alive, and slurmctld does not know, is one that was lost.
+        let last = stored.into_iter().filter(|job| Identity::seen(job) == Some(of) && job.is_over());
+        let last = last.max_by_key(id::submitted);
+        if last.is_none() {
+            self.memory().unstored.insert(of, Instant::now());
+        }
+        Ok(Some(last))
+    }
+
+    /// What jobs left, of those that left something. Where it decides (`true`), a directory that cannot be read is an outage
+    /// of theirs.
+    async fn left_by(
+        &self,
+        wanted: Vec<(Identity, String, bool)>,
+    ) -> Result<HashMap<Identity, Result<Left, Fault>>, Fault> {
         let dirs: BTreeMap<String, _> = wanted
             .iter()
             .filter_map(|(_, user, _)| Some((user.clone(), self.config.log_dir(user)?)))
@@ -290,8 +436,8 @@ impl SlurmEngine {
                     Err(error) => Err(anyhow::anyhow!("{error:#}")),
                 };
                 match read {
-                    Ok(left) => drop(found.insert(of, left)),
-                    Err(error) if decides => return Err(error),
+                    Ok(left) => drop(found.insert(of, Ok(left))),
+                    Err(error) if decides => drop(found.insert(of, Err(Fault::Away(error)))),
                     Err(error) => tracing::debug!(%error, "an exit code was not read; Slurm's own is told"),
                 }
             }
@@ -340,6 +486,7 @@ impl SlurmEngine {
         let now = Instant::now();
         let mut memory = self.memory();
         memory.over.remove(&of);
+        memory.unstored.remove(&of);
         memory.forgotten.retain(|_, at| now - *at < FORGOTTEN_FOR);
         memory.forgotten.insert(of, now);
         Ok(())
@@ -347,22 +494,31 @@ impl SlurmEngine {
 
     /// Jobs that are over, of those that left output.
     async fn left(&self, older_than: Duration) -> Result<Vec<(SubmissionTag, Submission)>, Fault> {
-        let mut found = Vec::new();
-        let now = self.clock.now().into();
+        let mut looks: Vec<Look<'_, Vec<(SubmissionTag, Submission)>>> = Vec::new();
         for user in self.config.accounts() {
-            let Some(path) = self.config.log_dir(&user) else { continue };
-            let left = blocking(move || Ok(Directory::open(&path)?.left(now, older_than)?));
-            let mut left = left.await.map_err(Fault::Away)?;
-            left.retain(|of| !self.memory().forgotten.contains_key(of));
-            if left.is_empty() {
-                continue;
-            }
-            let listing = self.listing(self.observer(&user)).await?;
-            let lives =
-                |of: &Identity| listing.get(&of.job).is_some_and(|(seen, job)| seen == of && !job.is_over());
-            found.extend(left.iter().filter(|of| !lives(of)).map(|of| (of.tag, of.submission(&user))));
+            looks.push((user.clone(), Box::pin(self.left_of(user, older_than))));
         }
-        Ok(found)
+        let found = self.each(self.look_timeout, looks).await?;
+        Ok(found.into_iter().flat_map(|(_, left)| left).collect())
+    }
+
+    async fn left_of(
+        &self,
+        user: String,
+        older_than: Duration,
+    ) -> Result<Vec<(SubmissionTag, Submission)>, Fault> {
+        let Some(path) = self.config.log_dir(&user) else { return Ok(Vec::new()) };
+        let now = self.clock.now().into();
+        let left = blocking(move || Ok(Directory::open(&path)?.left(now, older_than)?));
+        let mut left = left.await.map_err(Fault::Away)?;
+        left.retain(|of| !self.memory().forgotten.contains_key(of));
+        if left.is_empty() {
+            return Ok(Vec::new());
+        }
+        let listing = self.listing(self.observer(&user)).await?;
+        let lives =
+            |of: &Identity| listing.get(&of.job).is_some_and(|(seen, job)| seen == of && !job.is_over());
+        Ok(left.iter().filter(|of| !lives(of)).map(|of| (of.tag, of.submission(&user))).collect())
     }
 
     /// Nothing is left half done under it.
@@ -382,22 +538,27 @@ impl SlurmEngine {
 }
 
 async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, Fault>>) -> EngineResult<T> {
-    let late = || Fault::Away(anyhow!("slurmrestd did not answer within {patience:?}"));
-    Ok(tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(late()))?)
+    Ok(tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(late(patience)))?)
+}
+
+fn late(patience: Duration) -> Fault {
+    Fault::Away(anyhow!("slurmrestd did not answer within {patience:?}"))
 }
 
 /// A job that is over or not known needs nothing more done to it.
 fn done(answer: Result<(), Fault>) -> Result<(), Fault> {
     match answer {
         Ok(()) | Err(Fault::Unknown | Fault::Over) => Ok(()),
-        Err(fault @ (Fault::NotBelieved(_) | Fault::Away(_) | Fault::Refused(_))) => Err(fault),
+        Err(fault @ (Fault::NotBelieved(_) | Fault::Away(_) | Fault::Refused(_) | Fault::NotNow(_))) => {
+            Err(fault)
+        }
     }
 }
 
 /// Of a job that has begun, and is held as if it had not: slurmctld went on from what it had saved before.
 fn lost_its_beginning(left: &Left) -> Sighting {
     match &left.legacy {
-        Some(legacy) => Sighting::Seen(state::observe_legacy(legacy)),
+        Some(legacy) => state::sight_legacy(legacy),
         None => Sighting::Gone { evidence: "slurmctld forgot that it had begun".to_owned() },
     }
 }
@@ -449,13 +610,24 @@ impl Engine for SlurmEngine {
         let script = script::render(&self.config, job, legacy.as_deref());
         let outputs = id::outputs(dir.as_deref(), job.tag, nonce);
         let (name, comment) = (id::name(job.tag, nonce), id::comment(job.tag, &self.scope, Mark::Created));
-        self.call(async {
+        let submitted = async {
             let version = self.rest.version(user).await?;
             let names = (name.as_str(), comment.as_str());
             let body = script::request(&self.config, &version, job, names, &outputs, script);
             let id = self.rest.submit(user, &body.map_err(Fault::Refused)?).await?;
             Ok(Identity { tag: job.tag, nonce, job: id }.submission(user))
-        })
+        };
+        let many = self.config.accounts().len() > 1;
+        self.call(submitted.map_err(|fault| match fault {
+            // Where it is one account of many, its jobs wait, and those of the others go on.
+            Fault::NotBelieved(source) if many => Fault::NotNow(format!("{source:#}")),
+            fault @ (Fault::NotBelieved(_)
+            | Fault::Unknown
+            | Fault::Over
+            | Fault::Away(_)
+            | Fault::Refused(_)
+            | Fault::NotNow(_)) => fault,
+        }))
         .await
     }
 
@@ -469,21 +641,22 @@ impl Engine for SlurmEngine {
             submissions.iter().map(|(tag, submission)| Identity::of(*tag, submission)).collect();
         // One may be asked for more than once.
         let asked: HashMap<Identity, String> = places.iter().flatten().cloned().collect();
-        let found = self.glance(self.sight_all(&asked)).await?;
+        let found = self.sight_all(&asked).await?;
         let mut memory = self.memory();
         for (of, sighting) in &found {
             let over = match sighting {
                 Sighting::Seen(Observation::Ended { .. }) | Sighting::Gone { .. } => true,
                 Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
                 | Sighting::Inert => false,
-                Sighting::Absent => continue,
+                Sighting::Absent | Sighting::Unseen => continue,
             };
             memory.over.insert(*of, over);
         }
         // What nobody asks for any more is somebody else's, or is about to be forgotten.
-        memory.over.retain(|of, over| *over || found.contains_key(of));
-        memory.left.retain(|of, _| found.contains_key(of));
-        let sight = |(of, _): &(Identity, String)| found.get(of).cloned().unwrap_or(Sighting::Absent);
+        memory.over.retain(|of, over| *over || asked.contains_key(of));
+        memory.left.retain(|of, _| asked.contains_key(of));
+        memory.unstored.retain(|of, _| asked.contains_key(of));
+        let sight = |(of, _): &(Identity, String)| found.get(of).cloned().unwrap_or(Sighting::Unseen);
         Ok(places.iter().map(|place| place.as_ref().map_or(Sighting::Absent, sight)).collect())
     }
 
@@ -500,7 +673,10 @@ impl Engine for SlurmEngine {
                     None => Ok(()),
                 };
             }
-            for (of, _, user) in self.held().await?.into_iter().filter(|(of, ..)| of.tag == tag) {
+            // An account that cannot be looked at keeps no other's jobs from being canceled: what it holds under the tag is
+            // held and nobody's, and the sweep finds it.
+            let held = self.held(self.call_timeout / 2).await?;
+            for (of, _, user) in held.into_iter().filter(|(of, ..)| of.tag == tag) {
                 self.remove(of, &user).await?;
             }
             Ok(())
@@ -509,7 +685,7 @@ impl Engine for SlurmEngine {
     }
 
     async fn inert(&self, older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>> {
-        let held = self.glance(self.held()).await?;
+        let held = self.held(self.look_timeout).await?;
         let now = self.clock.now();
         let age = |job: &JobRecord| {
             let since = id::submitted(job).unwrap_or(now);
@@ -520,7 +696,7 @@ impl Engine for SlurmEngine {
     }
 
     async fn ended(&self, older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>> {
-        self.glance(self.left(older_than)).await
+        Ok(self.left(older_than).await?)
     }
 
     async fn read_log(

@@ -8,6 +8,7 @@ use super::{
     wire::{Answer, JobRecord},
 };
 use anyhow::{Context as _, anyhow};
+use jobgate_shared::domain::ClusterName;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
 use std::{
@@ -24,6 +25,7 @@ const QUOTED: usize = 200;
 /// A client of one slurmrestd.
 #[derive(Debug)]
 pub(super) struct Rest {
+    cluster: ClusterName,
     client: Client,
     base: String,
     tokens: Tokens,
@@ -34,7 +36,7 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    pub(super) fn new(config: &SlurmConfig, tokens: Tokens) -> anyhow::Result<Self> {
+    pub(super) fn new(cluster: ClusterName, config: &SlurmConfig, tokens: Tokens) -> anyhow::Result<Self> {
         let client = Client::builder()
             .no_proxy()
             .retry(reqwest::retry::never())
@@ -45,7 +47,7 @@ impl Rest {
         };
         let client = client.build().context("an HTTP client")?;
         let (versions, slurmdb) = (config.api_versions.clone(), config.slurmdb);
-        Ok(Self { client, base, tokens, versions, spoken: Mutex::new(None), slurmdb })
+        Ok(Self { cluster, client, base, tokens, versions, spoken: Mutex::new(None), slurmdb })
     }
 
     /// The newest configured version it speaks.
@@ -122,11 +124,14 @@ impl Rest {
         if status == StatusCode::UNAUTHORIZED {
             return Err(self.not_believed(user, &text).await);
         }
-        let Ok(answer) = serde_json::from_slice::<Answer>(&text) else {
-            if status == StatusCode::NOT_FOUND {
-                // It was upgraded, or is another one by now.
-                *self.spoken() = None;
-            }
+        let answer = serde_json::from_slice::<Answer>(&text);
+        // Of one job it may mean that this is not known, and newer versions say so in a document.
+        let one = what.starts_with("job/") && what != "job/submit";
+        if status == StatusCode::NOT_FOUND && !(one && answer.is_ok()) {
+            // It was upgraded, or is another one by now.
+            *self.spoken() = None;
+        }
+        let Ok(answer) = answer else {
             return Err(Fault::Away(anyhow!("slurmrestd answered with status {status}: {}", quoted(&text))));
         };
         let doubts = answer.doubts_who_asks();
@@ -151,6 +156,7 @@ impl Rest {
         if let Some(body) = body {
             request = request.json(body);
         }
+        crate::pace::request(&self.cluster);
         let sent = async {
             let response = request.send().await?;
             Ok((response.status(), response.bytes().await?.to_vec()))

@@ -39,19 +39,28 @@ look() {
 "#;
 
 /// A slurmctld that was killed before it had saved that a job began lets it begin once more, and says nothing. What has begun
-/// before is not run again: its end is told, if it came to one, and else that nobody knows it.
+/// before is not run again: its end is told, if it came to one, and else that it was begun again, which is no end: the first
+/// may still run.
 const ONCE: &str = r#"
 if ! (set -C; : >"$legacy.start") 2>/dev/null; then
-    if [ -e "$legacy" ]; then read -r code <"$legacy"; exit "$code"; fi
+    if [ -e "$legacy" ]; then
+        read -r code rest <"$legacy"
+        case $code in ''|*[!0-9]*) exit 125 ;; esac
+        exit "$code"
+    fi
     if [ -e "$legacy.start" ]; then
-        printf '125
-begun again by Slurm itself, and not run again; how it ended is not known
-' >"$legacy.new"
-        mv "$legacy.new" "$legacy"
+        echo 'begun again' >"$legacy.$$"
+        ln "$legacy.$$" "$legacy" 2>/dev/null
+        rm -f "$legacy.$$"
     fi
     exit 125
 fi
 "#;
+
+/// What is left in the place of an exit code by what was begun again.
+pub(super) const BEGUN_AGAIN: &str = "begun again";
+/// What follows an exit code when Slurm had told the job to end before.
+pub(super) const SIGNALED: &str = " after a signal";
 
 /// The script of a job. `legacy`: where it leaves its exit code.
 pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>) -> String {
@@ -72,7 +81,9 @@ pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>
         line(&format!("legacy={}", quote(legacy)));
         line(ONCE);
     }
-    line("trap : HUP INT QUIT TERM USR1 USR2 XCPU");
+    line("signal=");
+    line(&format!("trap 'signal=\"{SIGNALED}\"' TERM"));
+    line("trap : HUP INT QUIT USR1 USR2 XCPU");
     line("scratch=$(mktemp -d \"${TMPDIR:-/tmp}/jobgate.XXXXXX\") || exit 125");
     line("trap 'rm -rf \"$scratch\"' EXIT");
     line(LOOK);
@@ -113,7 +124,7 @@ pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>
     line("code=$?");
     if legacy.is_some() {
         line(
-            "umask 022 && { echo \"$code\"; cat \"$scratch/why\" 2>/dev/null; true; } >\"$legacy.new\" && mv \"$legacy.new\" \"$legacy\"",
+            "umask 022 && { echo \"$code$signal\"; cat \"$scratch/why\" 2>/dev/null; true; } >\"$legacy.new\" && mv \"$legacy.new\" \"$legacy\"",
         );
     }
     line("exit \"$code\"");

@@ -1,7 +1,7 @@
 //! Slurm's words and what they mean here: its job states and its error numbers, each in one table.
 
 use super::wire::{Answer, ErrorEntry, Exit, JobRecord, moment};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Sighting};
 use jobgate_shared::domain::{Ending, Observation};
 
 /// What a state of Slurm means.
@@ -17,7 +17,7 @@ enum Meaning {
 
 /// Every state `squeue` documents. Where an answer holds several, the first of this table decides: a job that is still
 /// completing is not over, whatever it will have been.
-const STATES: [(&str, Meaning, Option<&str>); 23] = [
+const STATES: [(&str, Meaning, Option<&str>); 24] = [
     ("COMPLETING", Meaning::Running, None),
     ("STAGE_OUT", Meaning::Running, Some("staging out")),
     ("SIGNALING", Meaning::Running, None),
@@ -39,16 +39,25 @@ const STATES: [(&str, Meaning, Option<&str>); 23] = [
     ("NODE_FAIL", Meaning::Over(Ending::Lost), Some("a node of it failed")),
     ("BOOT_FAIL", Meaning::Over(Ending::Failed), Some("its nodes did not boot")),
     ("PREEMPTED", Meaning::Over(Ending::Failed), Some("preempted by another job")),
+    // What it was may run as a job of another cluster of the federation.
+    ("REVOKED", Meaning::Over(Ending::Lost), Some("revoked by the federation of its cluster")),
     ("CANCELLED", Meaning::Over(Ending::Canceled), Some("canceled at Slurm")),
     ("FAILED", Meaning::Over(Ending::Failed), None),
     ("COMPLETED", Meaning::Over(Ending::Finished), None),
 ];
 
 /// What a job left on its way out, where that could be read: see [`super::files`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Legacy {
-    pub(super) exit_code: i32,
-    pub(super) why: Option<String>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Legacy {
+    /// Its command ended.
+    Exit {
+        code: i32,
+        /// Slurm had told it to end before, so an end well may be no more than good manners.
+        signaled: bool,
+        why: Option<String>,
+    },
+    /// Slurm began it once more, which ran nothing; its first run has not said how it ended, and may go on.
+    BegunAgain,
 }
 
 impl JobRecord {
@@ -82,7 +91,21 @@ impl JobRecord {
         matches!(self.meaning(), Some((Meaning::Over(_), _)))
     }
 
-    /// What is seen of it, once it was started.
+    /// Where it stands, once it was started. Slurm's word on an end is about the run that was none, where it began again what
+    /// had begun; that it was told to end it stays true.
+    pub(super) fn sight(&self, legacy: Option<&Legacy>) -> Sighting {
+        match (self.meaning(), legacy) {
+            (
+                Some((Meaning::Over(Ending::Finished | Ending::Failed | Ending::Lost), _)),
+                Some(Legacy::BegunAgain),
+            ) => begun_again(),
+            (Some((Meaning::Over(_) | Meaning::Waiting | Meaning::Running, _)) | None, _) => {
+                Sighting::Seen(self.observe(legacy))
+            }
+        }
+    }
+
+    /// What is seen of it.
     pub(super) fn observe(&self, legacy: Option<&Legacy>) -> Observation {
         let again = self.restart_cnt.filter(|count| *count > 0);
         let again = again.map(|count| format!("run again by Slurm itself, {count} times"));
@@ -103,7 +126,7 @@ impl JobRecord {
             Meaning::Running => Observation::Running { since: start, reason: join([words, again]) },
             Meaning::Over(ending) => {
                 // It came to its end, whatever Slurm did to a job it had lost sight of.
-                let came = legacy.is_some_and(|legacy| legacy.exit_code == 0);
+                let came = matches!(legacy, Some(Legacy::Exit { code: 0, signaled: false, .. }));
                 let (ending, words) = match ending {
                     Ending::Canceled | Ending::Failed | Ending::Lost if came => (Ending::Finished, None),
                     Ending::Finished
@@ -121,16 +144,17 @@ impl JobRecord {
 
     /// Exit code and words for an end. slurmdbd's exit code is not believed: v0.0.38 tells success of an exit with 7.
     fn end(&self, ending: Ending, legacy: Option<&Legacy>) -> (Option<i32>, Option<String>) {
-        let exit = match legacy {
-            Some(legacy) => Some(Exit::Code(legacy.exit_code)),
-            None if self.job_state.is_empty() => None,
-            None => self.exit_code,
+        let (exit, why) = match legacy {
+            Some(Legacy::Exit { code, why, .. }) => (Some(Exit::Code(*code)), why.clone()),
+            Some(Legacy::BegunAgain) => (None, None),
+            None if self.job_state.is_empty() => (None, None),
+            None => (self.exit_code, None),
         };
         match ending {
             Ending::Finished => (Some(0), None),
             Ending::Failed => {
                 let (code, said) = told(exit);
-                (code, legacy.and_then(|legacy| legacy.why.clone()).or(said).or_else(|| self.spoken()))
+                (code, why.or(said).or_else(|| self.spoken()))
             }
             Ending::Canceled | Ending::TimedOut | Ending::Lost => (None, None),
         }
@@ -158,15 +182,26 @@ fn told(exit: Option<Exit>) -> (Option<i32>, Option<String>) {
 }
 
 /// What is told of a job of which nothing but its legacy is left.
-pub(super) fn observe_legacy(legacy: &Legacy) -> Observation {
-    let (ending, exit_code, reason) = match legacy.exit_code {
-        0 => (Ending::Finished, Some(0), None),
-        code => {
-            let (code, said) = told(Some(Exit::Code(code)));
-            (Ending::Failed, code, legacy.why.clone().or(said))
+pub(super) fn sight_legacy(legacy: &Legacy) -> Sighting {
+    let (ending, exit_code, reason) = match legacy {
+        Legacy::BegunAgain => return begun_again(),
+        Legacy::Exit { code: 0, signaled: false, .. } => (Ending::Finished, Some(0), None),
+        Legacy::Exit { code: 0, signaled: true, .. } => {
+            let reason = "ended with 0 after a signal; Slurm no longer says what that was for";
+            (Ending::Finished, Some(0), Some(reason.to_owned()))
+        }
+        Legacy::Exit { code, why, .. } => {
+            let (code, said) = told(Some(Exit::Code(*code)));
+            (Ending::Failed, code, why.clone().or(said))
         }
     };
-    Observation::Ended { ending, exit_code, reason, began: None, at: None }
+    Sighting::Seen(Observation::Ended { ending, exit_code, reason, began: None, at: None })
+}
+
+/// How the first run of a job ended that Slurm began again is not known, and it may go on.
+fn begun_again() -> Sighting {
+    let evidence = "Slurm began it again, which ran nothing; how its first run ended is not known";
+    Sighting::Gone { evidence: evidence.to_owned() }
 }
 
 fn join<const N: usize>(parts: [Option<String>; N]) -> Option<String> {
@@ -187,6 +222,8 @@ pub(super) enum Fault {
     Away(anyhow::Error),
     /// It will never do it.
     Refused(String),
+    /// It will do it once others are gone.
+    NotNow(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,18 +232,21 @@ enum Kind {
     Over,
     Away,
     Refused,
+    NotNow,
 }
 
 /// Error numbers that say something of their own, in the order of their numbers. Of what is not here, 2000 to 2999 (what
 /// slurmctld finds wrong with a request) and 9000 to 9999 (what slurmrestd cannot read) are refusals; the rest, among them
 /// -1 and all that concerns reaching slurmctld, is no answer.
-const ERRORS: [(i64, Kind); 8] = [
+const ERRORS: [(i64, Kind); 10] = [
+    (11, Kind::NotNow),    // slurmctld holds as many jobs as it may
     (2016, Kind::Away),    // nodes busy
     (2017, Kind::Unknown), // invalid job id
     (2020, Kind::Away),    // in transition, no update
     (2021, Kind::Over),    // already done
     (2022, Kind::Away),    // interconnect failure
     (2027, Kind::Away),    // slurmctld in standby
+    (2050, Kind::NotNow),  // a limit of its account or QOS, mostly on jobs submitted
     (2084, Kind::Over),    // job finished
     (9003, Kind::Unknown), // empty answer of slurmdbd, over HTTP 200
 ];
@@ -258,6 +298,7 @@ impl Answer {
                 Kind::Unknown => Fault::Unknown,
                 Kind::Over => Fault::Over,
                 Kind::Refused => Fault::Refused(format!("Slurm: {}", text())),
+                Kind::NotNow => Fault::NotNow(format!("Slurm: {}", text())),
                 Kind::Away => Fault::Away(anyhow::anyhow!("Slurm: {}", text())),
             }),
         }
@@ -271,6 +312,7 @@ impl From<Fault> for EngineError {
             Fault::Over => Self::Away(anyhow::anyhow!("Slurm says that the job is over")),
             Fault::NotBelieved(source) | Fault::Away(source) => Self::Away(source),
             Fault::Refused(why) => Self::Refused(why),
+            Fault::NotNow(why) => Self::NotNow(why),
         }
     }
 }

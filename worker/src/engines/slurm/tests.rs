@@ -4,13 +4,13 @@ use super::{
     config::{SlurmConfig, validate},
     id::{self, Identity, Mark, Nonce},
     script,
-    state::{Fault, Legacy},
+    state::{self, Fault, Legacy},
     wire::{Answer, JobRecord},
 };
-use crate::engine::ToCreate;
+use crate::engine::{Sighting, ToCreate};
 use jobgate_shared::domain::{Ending, JobId, JobSpec, Observation, Project, SubmissionTag};
 use serde_json::{Value, json};
-use std::process::Command;
+use std::{os::unix::process::CommandExt as _, process::Command};
 
 fn config() -> SlurmConfig {
     SlurmConfig { user: Some("jane".into()), ..SlurmConfig::default() }
@@ -31,11 +31,11 @@ fn shapes(state: &str, reason: &str, wait_status: i32) -> [JobRecord; 2] {
     let (code, signal) = (wait_status >> 8, wait_status & 0x7f);
     let number = |number: i64| json!({"set": true, "infinite": false, "number": number});
     let old = json!({"meta": {"Slurm": {"release": "22.05.8"}}, "errors": [], "jobs": [{
-        "job_id": 42, "name": "sum", "comment": "c", "job_state": state, "state_reason": reason,
+        "job_id": 42, "name": "jobgate-sum", "comment": "c", "job_state": state, "state_reason": reason,
         "exit_code": wait_status, "restart_cnt": 0, "submit_time": 1_700_000_000, "start_time": 1_700_000_010,
         "end_time": 1_700_000_020, "user_name": "jane", "time_limit": null, "nice": null}]});
     let new = json!({"meta": {"slurm": {"release": "24.11.5"}}, "errors": [], "warnings": [], "jobs": [{
-        "job_id": 42, "name": "sum", "comment": "c", "job_state": [state], "state_reason": reason,
+        "job_id": 42, "name": "jobgate-sum", "comment": "c", "job_state": [state], "state_reason": reason,
         "exit_code": {"status": ["ERROR"], "return_code": number(code.into()),
             "signal": {"id": {"set": signal != 0, "infinite": false, "number": signal}, "name": ""}},
         "restart_cnt": 0, "submit_time": number(1_700_000_000), "start_time": number(1_700_000_010),
@@ -84,6 +84,7 @@ fn every_end_of_slurms_is_one_of_ours() {
         ("NODE_FAIL", "NodeDown", 0, (Ending::Lost, None), "node"),
         ("BOOT_FAIL", "None", 0, (Ending::Failed, None), "boot"),
         ("PREEMPTED", "None", 0, (Ending::Failed, None), "preempted"),
+        ("REVOKED", "None", 0, (Ending::Lost, None), "revoked"),
     ] {
         for record in shapes(state, why, status) {
             let seen = record.observe(None);
@@ -125,13 +126,13 @@ fn a_run_by_slurm_itself_is_told_as_a_reason() {
 
 #[test]
 fn slurmdbds_exit_code_is_not_believed_and_what_the_job_left_is() {
-    let stored = read(json!({"errors": [], "jobs": [{"job_id": 42, "name": "sum",
+    let stored = read(json!({"errors": [], "jobs": [{"job_id": 42, "name": "jobgate-sum",
         "comment": {"administrator": null, "job": null, "system": null},
         "state": {"current": "FAILED", "reason": "NonZeroExitCode"},
         "exit_code": {"status": "SUCCESS", "return_code": 0},
         "time": {"submission": 1_700_000_000, "start": 1_700_000_010, "end": 1_700_000_020}}]}));
     assert_eq!(ending(&stored.observe(None)), Some((Ending::Failed, None)));
-    let legacy = Legacy { exit_code: 7, why: None };
+    let legacy = Legacy::Exit { code: 7, signaled: false, why: None };
     assert_eq!(ending(&stored.observe(Some(&legacy))), Some((Ending::Failed, Some(7))));
 }
 
@@ -146,6 +147,7 @@ fn every_kind_of_error_means_one_thing() {
             Err(Fault::NotBelieved(_)) => "not believed",
             Err(Fault::Away(_)) => "away",
             Err(Fault::Refused(_)) => "refused",
+            Err(Fault::NotNow(_)) => "not now",
         }
     };
     for (status, errors, meaning) in [
@@ -172,6 +174,8 @@ fn every_kind_of_error_means_one_thing() {
         (500, json!([{"error_code": 1800, "error": "Unable to contact slurm controller"}]), "away"),
         (200, json!([{"error_code": 5005, "error": "Zero Bytes were transmitted or received"}]), "away"),
         (503, json!([]), "away"),
+        (500, json!([{"error_code": 2050, "error": "Job violates accounting/QOS policy"}]), "not now"),
+        (500, json!([{"error_code": 11, "error": "Resource temporarily unavailable"}]), "not now"),
         (500, json!([{"error_code": 2000, "error": "Invalid partition name specified"}]), "refused"),
         (
             500,
@@ -281,28 +285,74 @@ fn a_script_that_slurm_begins_again_runs_nothing_and_tells_what_the_first_came_t
     assert_eq!(begin(), (String::new(), Some(7)));
     std::fs::remove_file(&legacy).unwrap();
     assert_eq!(begin(), (String::new(), Some(125)));
-    let left = std::fs::read_to_string(&legacy).unwrap();
-    assert!(left.starts_with("125\nbegun again by Slurm itself"), "{left}");
+    assert_eq!(std::fs::read_to_string(&legacy).unwrap(), "begun again\n");
+    assert_eq!(begin(), (String::new(), Some(125)), "and again");
 }
 
 #[test]
 fn an_end_the_job_came_to_by_itself_beats_what_slurm_did_to_it_later() {
-    let well = Legacy { exit_code: 0, why: None };
-    let killed = Legacy { exit_code: 143, why: None };
-    for (state, with_well, with_killed) in [
-        ("CANCELLED", Ending::Finished, Ending::Canceled),
-        ("FAILED", Ending::Finished, Ending::Failed),
-        ("NODE_FAIL", Ending::Finished, Ending::Lost),
-        ("TIMEOUT", Ending::TimedOut, Ending::TimedOut),
+    let exit = |code, signaled| Legacy::Exit { code, signaled, why: None };
+    // One that was told to end, and did so with good manners, is what it was told to end for.
+    for (state, with_well, with_killed, with_manners) in [
+        ("CANCELLED", Ending::Finished, Ending::Canceled, Ending::Canceled),
+        ("FAILED", Ending::Finished, Ending::Failed, Ending::Failed),
+        ("NODE_FAIL", Ending::Finished, Ending::Lost, Ending::Lost),
+        ("PREEMPTED", Ending::Finished, Ending::Failed, Ending::Failed),
+        ("TIMEOUT", Ending::TimedOut, Ending::TimedOut, Ending::TimedOut),
+        ("COMPLETED", Ending::Finished, Ending::Finished, Ending::Finished),
     ] {
         let job = JobRecord { job_state: vec![state.into()], ..JobRecord::default() };
-        assert_eq!(ending(&job.observe(Some(&well))).map(|(ending, _)| ending), Some(with_well), "{state}");
-        assert_eq!(
-            ending(&job.observe(Some(&killed))).map(|(ending, _)| ending),
-            Some(with_killed),
-            "{state}"
-        );
+        for (legacy, expected) in
+            [(exit(0, false), with_well), (exit(143, true), with_killed), (exit(0, true), with_manners)]
+        {
+            let told = ending(&job.observe(Some(&legacy))).map(|(ending, _)| ending);
+            assert_eq!(told, Some(expected), "{state} with {legacy:?}");
+        }
     }
+}
+
+#[test]
+fn what_slurm_began_again_is_lost_unless_it_was_told_to_end() {
+    for (state, gone) in [
+        ("FAILED", true),
+        ("NODE_FAIL", true),
+        ("COMPLETED", true),
+        ("CANCELLED", false),
+        ("TIMEOUT", false),
+        ("RUNNING", false),
+        ("PENDING", false),
+    ] {
+        for record in shapes(state, "NonZeroExitCode", 125 << 8) {
+            let sighting = record.sight(Some(&Legacy::BegunAgain));
+            assert_eq!(matches!(sighting, Sighting::Gone { .. }), gone, "{state}: {sighting:?}");
+        }
+    }
+    assert!(matches!(state::sight_legacy(&Legacy::BegunAgain), Sighting::Gone { .. }));
+}
+
+#[test]
+fn an_exit_with_0_on_slurms_own_sigterm_leaves_word_of_the_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (legacy, path, begun) = (dir.path().join("exit"), dir.path().join("batch"), dir.path().join("begun"));
+    let mut job = job();
+    let script = format!("trap 'exit 0' TERM; echo > {}; while :; do sleep 0.01; done", begun.display());
+    job.spec.command = ["sh", "-c", &script].map(str::to_owned).to_vec();
+    std::fs::write(&path, script::render(&config(), &job, Some(&legacy))).unwrap();
+    let mut running = Command::new("/bin/sh")
+        .arg(&path)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    while !begun.exists() {
+        std::thread::yield_now();
+    }
+    // As Slurm does: to all of it.
+    let group = rustix::process::Pid::from_child(&running);
+    rustix::process::kill_process_group(group, rustix::process::Signal::TERM).unwrap();
+    assert!(running.wait().unwrap().success());
+    assert_eq!(std::fs::read_to_string(legacy).unwrap(), "0 after a signal\n");
 }
 
 #[test]

@@ -49,17 +49,22 @@ struct Made {
     renew_at: DateTime<Utc>,
 }
 
-/// The tokens of every user, by name.
+/// Where one user's tokens come from, and the one in use.
+struct User {
+    source: TokenSource,
+    made: Mutex<Option<Made>>,
+}
+
+/// The tokens of every user, by name; a command that hangs for one keeps no other waiting.
 pub(super) struct Tokens {
-    sources: HashMap<String, TokenSource>,
-    made: Mutex<HashMap<String, Made>>,
+    users: HashMap<String, User>,
     clock: Arc<dyn Clock>,
     patience: Duration,
 }
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokens").field("users", &self.sources.len()).finish_non_exhaustive()
+        f.debug_struct("Tokens").field("users", &self.users.len()).finish_non_exhaustive()
     }
 }
 
@@ -69,29 +74,40 @@ impl Tokens {
         clock: Arc<dyn Clock>,
         patience: Duration,
     ) -> Self {
-        Self { sources, made: Mutex::new(HashMap::new()), clock, patience }
+        let user = |source| User { source, made: Mutex::default() };
+        let users = sources.into_iter().map(|(name, source)| (name, user(source))).collect();
+        Self { users, clock, patience }
     }
 
     /// The token of a user; `None` where none is to be shown.
     pub(super) async fn of(&self, user: &str) -> anyhow::Result<Option<String>> {
-        let source = self.sources.get(user).with_context(|| format!("no token is configured for {user}"))?;
-        match source {
+        let known = self.users.get(user).with_context(|| format!("no token is configured for {user}"))?;
+        match &known.source {
             TokenSource { token_file: Some(path), .. } => read(path).await.map(Some),
-            TokenSource { token_command: Some(argv), .. } => self.made_by(user, argv).await.map(Some),
+            TokenSource { token_command: Some(argv), .. } => {
+                self.made_by(user, &known.made, argv).await.map(Some)
+            }
             TokenSource { token_file: None, token_command: None } => Ok(None),
         }
     }
 
     /// Slurm did not believe it: the next one is made anew.
     pub(super) async fn refused(&self, user: &str) {
-        self.made.lock().await.remove(user);
+        if let Some(known) = self.users.get(user) {
+            *known.made.lock().await = None;
+        }
     }
 
-    async fn made_by(&self, user: &str, argv: &[String]) -> anyhow::Result<String> {
+    async fn made_by(
+        &self,
+        user: &str,
+        made: &Mutex<Option<Made>>,
+        argv: &[String],
+    ) -> anyhow::Result<String> {
         // Held over the run, so that one command is run and not one per call that waits for it.
-        let mut made = self.made.lock().await;
+        let mut made = made.lock().await;
         let now = self.clock.now();
-        if let Some(known) = made.get(user).filter(|known| now < known.renew_at) {
+        if let Some(known) = made.as_ref().filter(|known| now < known.renew_at) {
             return Ok(known.token.clone());
         }
         let token = run(user, argv, self.patience).await?;
@@ -100,7 +116,7 @@ impl Tokens {
             Some(end) => end - MARGIN.min((end - now) / 2),
             None => now + UNTOLD,
         };
-        made.insert(user.to_owned(), Made { token: token.clone(), renew_at });
+        *made = Some(Made { token: token.clone(), renew_at });
         Ok(token)
     }
 }
@@ -194,6 +210,30 @@ mod tests {
                 seen.push(ran());
             }
             assert_eq!(seen, runs, "{token}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_command_that_hangs_for_one_user_keeps_no_other_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let begun = dir.path().join("begun");
+        let source = |script: &str| TokenSource {
+            token_file: None,
+            token_command: Some(["/bin/sh", "-c", script].map(str::to_owned).to_vec()),
+        };
+        let hangs = format!("echo > {}; exec sleep 600", begun.display());
+        let users =
+            HashMap::from([("jane".to_owned(), source(&hangs)), ("joe".to_owned(), source("echo token"))]);
+        let tokens = Tokens::new(users, clock::system(), Duration::from_mins(1));
+        let joe = async {
+            while !begun.exists() {
+                tokio::task::yield_now().await;
+            }
+            tokens.of("joe").await.unwrap()
+        };
+        tokio::select! {
+            jane = tokens.of("jane") => panic!("{jane:?}"),
+            joe = joe => assert_eq!(joe.as_deref(), Some("token")),
         }
     }
 

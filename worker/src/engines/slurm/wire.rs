@@ -1,8 +1,13 @@
 //! What slurmrestd sends, in every shape its versions gave it, read into one: v0.0.38 says `"job_state": "FAILED"` and a wait
-//! status, v0.0.40 and later `["FAILED"]` and a structure. Fields nobody here needs are skipped while reading.
+//! status, v0.0.40 and later `["FAILED"]` and a structure. Fields nobody here needs are skipped while reading, and so are
+//! other people's jobs.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+/// What every tag begins with, and so every name.
+const OURS: &str = "jobgate-";
 
 /// Any answer: its errors, and the jobs it lists.
 #[derive(Debug, Default, Deserialize)]
@@ -10,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 pub(super) struct Answer {
     #[serde(deserialize_with = "or_default")]
     pub(super) errors: Vec<ErrorEntry>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "jobs")]
     pub(super) jobs: Vec<JobRecord>,
     /// Of a submit.
     #[serde(deserialize_with = "number")]
@@ -41,7 +46,7 @@ pub(super) struct JobRecord {
     #[serde(deserialize_with = "or_default")]
     pub(super) user_name: String,
     /// slurmdbd's is an object, of which nothing is needed.
-    #[serde(deserialize_with = "text")]
+    #[serde(deserialize_with = "or_default")]
     pub(super) comment: String,
     #[serde(deserialize_with = "states")]
     pub(super) job_state: Vec<String>,
@@ -94,26 +99,31 @@ pub(super) enum Exit {
     Signal(i32),
 }
 
+/// The jobs that may be ours, by a word all our names begin with. Of the others nothing is read, so none of them can void an
+/// answer; one of ours that cannot be read is no absence and does.
+fn jobs<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<JobRecord>, D::Error> {
+    let jobs = Option::<Vec<Box<RawValue>>>::deserialize(input)?.unwrap_or_default();
+    let ours = jobs.iter().map(|job| job.get()).filter(|job| job.contains(OURS));
+    ours.map(|job| serde_json::from_str(job).map_err(serde::de::Error::custom)).collect()
+}
+
 /// A moment of Slurm, in seconds; 0 is none.
 pub(super) fn moment(seconds: Option<i64>) -> Option<DateTime<Utc>> {
     seconds.filter(|seconds| *seconds > 0).and_then(|seconds| DateTime::from_timestamp(seconds, 0))
 }
 
-/// What a value may be where nothing, or another shape, stands for the default.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
-    Ok(Option::<T>::deserialize(input)?.unwrap_or_default())
+/// A value, or something else in its place: a job none of ours is may hold whatever it likes, and voids no answer.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Or<T> {
+    Known(T),
+    Other(serde::de::IgnoredAny),
 }
 
-fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Shape {
-        Text(String),
-        Other(serde::de::IgnoredAny),
-    }
-    Ok(match Shape::deserialize(input)? {
-        Shape::Text(text) => text,
-        Shape::Other(_) => String::new(),
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
+    Ok(match Or::deserialize(input)? {
+        Or::Known(known) => known,
+        Or::Other(_) => T::default(),
     })
 }
 
@@ -123,12 +133,11 @@ fn states<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> 
     enum Shape {
         Many(Vec<String>),
         One(String),
-        None(()),
     }
-    Ok(match Shape::deserialize(input)? {
-        Shape::Many(states) => states,
-        Shape::One(state) => vec![state],
-        Shape::None(()) => Vec::new(),
+    Ok(match Or::deserialize(input)? {
+        Or::Known(Shape::Many(states)) => states,
+        Or::Known(Shape::One(state)) => vec![state],
+        Or::Other(_) => Vec::new(),
     })
 }
 
@@ -143,7 +152,8 @@ enum Number {
         #[serde(default)]
         number: f64,
     },
-    None(()),
+    /// Among them the largest numbers, which stand for none.
+    Other(serde::de::IgnoredAny),
 }
 
 impl Number {
@@ -155,7 +165,7 @@ impl Number {
                 reason = "ids, seconds and counts are whole and small"
             )]
             Self::Set { set: true, infinite: false, number } => Some(number as i64),
-            Self::Set { .. } | Self::None(()) => None,
+            Self::Set { .. } | Self::Other(_) => None,
         }
     }
 }
@@ -182,17 +192,16 @@ fn exit<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Exit>, D::Error> {
     enum Shape {
         Wait(i32),
         Parts(Parts),
-        None(()),
     }
     let narrow = |number: i64| i32::try_from(number).ok();
-    Ok(match Shape::deserialize(input)? {
-        Shape::Wait(status) if status & 0x7f != 0 => Some(Exit::Signal(status & 0x7f)),
-        Shape::Wait(status) => Some(Exit::Code((status >> 8) & 0xff)),
-        Shape::Parts(Parts { return_code, signal }) => {
+    Ok(match Or::deserialize(input)? {
+        Or::Known(Shape::Wait(status)) if status & 0x7f != 0 => Some(Exit::Signal(status & 0x7f)),
+        Or::Known(Shape::Wait(status)) => Some(Exit::Code((status >> 8) & 0xff)),
+        Or::Known(Shape::Parts(Parts { return_code, signal })) => {
             let signal = signal.and_then(|s| s.id).and_then(Number::value).and_then(narrow);
             let code = return_code.and_then(Number::value).and_then(narrow);
             signal.filter(|signal| *signal > 0).map(Exit::Signal).or(code.map(Exit::Code))
         }
-        Shape::None(()) => None,
+        Or::Other(_) => None,
     })
 }
