@@ -190,7 +190,6 @@ async fn an_interrupt_of_a_run_that_still_submits_ends_the_submission() -> Resul
     .await?;
     let ended = run.stop(Signal::INT, SOON).await?;
     ensure!(ended.code() == Some(130), "{ended}: {}", run.log_tail());
-    ensure!(run.log_tail().contains("not submitted any more"), "{}", run.log_tail());
     let mut serve = site.start("serve").await?;
     let depths = site.client(&serve)?.depths().await?;
     let open = depths.iter().filter(|(state, _)| !matches!(state.as_str(), "CANCELED" | "FINISHED")).count();
