@@ -3,7 +3,7 @@
 use crate::{
     city::{City, SWEPT_WITHIN},
     cluster::{End, Manager, Start},
-    plan::{Flaw, Plan},
+    plan::{Flaw, Outcome, Plan},
     store::Rows,
     watch::is_legal,
     world::{RunClock, Seen, World, lock},
@@ -117,7 +117,9 @@ async fn live(plan: Plan, traced: bool) -> Verdict {
 /// Waits until every job has ended and nothing is left anywhere.
 async fn settle(city: &Arc<City>) {
     let (world, healed) = (&city.world, Instant::now());
-    let limit = SETTLES_WITHIN + world.plan.latest;
+    // Where each hint is given once, a second one must not be what settles it.
+    let limit =
+        if world.plan.hints_once() { Duration::from_mins(2) } else { SETTLES_WITHIN + world.plan.latest };
     let mut over_since = None;
     loop {
         let busy = world.is_flying() || city.waiting.load(Ordering::SeqCst) > 0;
@@ -188,6 +190,7 @@ fn check(city: &City) {
         let tag = SubmissionTag { job: id, attempt: job.life.attempt };
         check_job(city, &job, starts.get(&tag).map_or(&[], Vec::as_slice));
         check_story(city, &job);
+        check_cancel(city, &job);
     }
     let depths = city.rows.depths();
     if depths != counts {
@@ -232,7 +235,7 @@ fn check_job(city: &City, job: &Job, starts: &[Start]) {
             (Some(End::Exit(code)), true) => code != 0 && life.exit_code == Some(code),
             (_, true) => false,
             (_, false) if reason.starts_with("given up") => true,
-            (_, false) => world.plan.run(tag).refused && starts.is_empty(),
+            (_, false) => world.plan.run(tag, false).refused && starts.is_empty(),
         },
         JobState::Canceled => recorded.is_none() || end == Some(End::Canceled),
         JobState::TimedOut => {
@@ -258,6 +261,24 @@ fn check_job(city: &City, job: &Job, starts: &[Start]) {
         matches!(life.state, JobState::Finished) || life.state == JobState::Failed && recorded.is_some();
     if ran && !matches!(starts, [start] if Some(&start.id) == recorded.as_ref()) {
         world.wrong(|| format!("{tag} is {} and began {starts:?}", life.state));
+    }
+}
+
+/// What runs until it is canceled was canceled, unless it never ran.
+fn check_cancel(city: &City, job: &Job) {
+    let (world, life) = (&city.world, &job.life);
+    if !city.is_forever(job.id) {
+        return;
+    }
+    match (life.state, life.submission.is_some()) {
+        (JobState::Canceled, recorded) => {
+            if recorded {
+                world.came(Outcome::EndedByCancel);
+            }
+        }
+        // What `check_job` finds true of it: refused, given up, not to be known or forgotten.
+        (JobState::Failed, false) | (JobState::Lost, _) => {}
+        (state, _) => world.wrong(|| format!("{} would run for ever, was canceled and is {state}", job.id)),
     }
 }
 
