@@ -336,7 +336,8 @@ impl Plan {
         // One in twelve gives no hint a second time, and nothing in it may cost one: not the death of a worker that holds it.
         let once = dice.below(12) == 0;
         if once {
-            let kept = |fault: &Fault| matches!(fault, Fault::Kill | Fault::Reconnect | Fault::HintDoubled);
+            let kept =
+                |fault: &Fault| matches!(fault, Fault::Kill | Fault::HintDoubled | Fault::StoreCallLost);
             let all = Fault::ALL.iter().zip(&mut rates);
             all.for_each(|(fault, rate)| *rate = if kept(fault) { 300 } else { 0 });
         }
@@ -433,8 +434,11 @@ impl Plan {
         some(dice, 6, &mut |_| Action::Cancel);
         if self.hints_once() {
             for _ in 0..=dice.below(6) {
-                let long = dice.millis(200, 4_000);
-                script.push((dice.millis(0, chaos), Action::Kill(Role::Worker, long)));
+                // Cut off, a worker has a claim to make and a hint in hand for a while.
+                let (at, long) = (dice.millis(0, chaos), dice.millis(200, 4_000));
+                script.push((at, Action::Cut(Role::Worker, Link::Store, long)));
+                let soon = dice.millis(0, 2_000);
+                script.push((at + soon, Action::Kill(Role::Worker, long)));
             }
             script.sort_by_key(|(at, _)| *at);
             return script;

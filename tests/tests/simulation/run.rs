@@ -9,6 +9,7 @@ use crate::{
     world::{RunClock, Seen, World, lock},
 };
 use jobgate_shared::{
+    clock::Clock as _,
     domain::{Command, Job, JobId, JobState, SubmissionTag},
     random,
     store::memory::MemoryStore,
@@ -26,6 +27,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 /// How long everything may take to settle once all is well: the longest waits between two tries of anything, and a
 /// lease.
 const SETTLES_WITHIN: Duration = Duration::from_mins(5);
+
+/// How long after all is well every hint that was given has led to a claim, which is sooner than it is given again.
+const HINTED_WITHIN: Duration = Duration::from_mins(2);
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,9 +121,10 @@ async fn live(plan: Plan, traced: bool) -> Verdict {
 /// Waits until every job has ended and nothing is left anywhere.
 async fn settle(city: &Arc<City>) {
     let (world, healed) = (&city.world, Instant::now());
-    // Where each hint is given once, a second one must not be what settles it.
-    let limit =
-        if world.plan.hints_once() { Duration::from_mins(2) } else { SETTLES_WITHIN + world.plan.latest };
+    // What is stranded is hinted to one worker, and hinted again only after some lives of a hint if that one dies.
+    let hints = if world.plan.hints_once() { 6 * world.plan.hint_for } else { Duration::ZERO };
+    let limit = SETTLES_WITHIN + world.plan.latest + hints;
+    let mut looked = false;
     let mut over_since = None;
     loop {
         let busy = world.is_flying() || city.waiting.load(Ordering::SeqCst) > 0;
@@ -150,6 +155,14 @@ async fn settle(city: &Arc<City>) {
             }
             city.resume_all();
         }
+        // A second hint would settle what lost its only one.
+        if world.plan.hints_once() && !looked && healed.elapsed() > HINTED_WITHIN {
+            looked = true;
+            let lost = unclaimed(city);
+            if !lost.is_empty() {
+                world.wrong(|| format!("not settled: the only hint of {lost:?} is lost"));
+            }
+        }
         if healed.elapsed() > limit {
             let open: BTreeMap<JobId, _> = city.rows.watch(|watch| {
                 let open = watch.jobs.iter().filter(|(_, job)| !job.state.is_terminal());
@@ -161,6 +174,17 @@ async fn settle(city: &Arc<City>) {
         }
         sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// Jobs that have long been due and that nobody has claimed in this attempt.
+fn unclaimed(city: &City) -> Vec<JobId> {
+    let known: Vec<JobId> = city.rows.watch(|watch| watch.jobs.keys().copied().collect());
+    let long_ago = city.clock.now() - HINTED_WITHIN / 2;
+    let waits = |job: &Job| {
+        let life = &job.life;
+        life.state == JobState::Initialized && life.fruitless_claims == 0 && life.due_at < long_ago
+    };
+    known.into_iter().filter(|id| city.rows.row(*id).is_some_and(|job| waits(&job))).collect()
 }
 
 /// Everything that must be true at the end.
