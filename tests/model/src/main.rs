@@ -87,7 +87,9 @@ fn main() -> ExitCode {
         }
     }
     let wrong = seen.wrong();
-    wrong.iter().for_each(|wrong| println!("    {wrong}"));
+    for wrong in &wrong {
+        println!("    {wrong}");
+    }
     println!("{} steps, {} not as said of a kind of manager", STEPS.len(), wrong.len());
     code(valid && wrong.is_empty())
 }
