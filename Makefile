@@ -76,7 +76,7 @@ contract:
 	tests/contract/install $(CARGO_TARGET_DIR)/contract
 	$(WITH_SERVICES) $(CARGO_TARGET_DIR)/debug/contract $(CARGO_TARGET_DIR)/contract/bin/schemathesis $(CONTRACT)
 
-# Known bugs, each put into a copy of the tree: what must notice it does. Half an hour; MUTANTS holds names of some, such as
+# Known bugs, each put into a copy of the tree: what must notice it does. One build for each; MUTANTS holds names of some, such as
 # MUTANTS="ack-before-claim".
 mutants:
 	tests/mutants/run $(MUTANTS)
