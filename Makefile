@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench model crash-matrix torture simulate contract fuzz test-slurm siege test-gridengine clean-services
+.PHONY: test lint audit bench model crash-matrix torture simulate contract mutants fuzz test-slurm siege test-gridengine clean-services
 
 # Half of the programs run beside the other half, for they wait more than they compute; what the first half says comes last.
 # There are no documentation tests.
@@ -75,6 +75,11 @@ contract:
 	cargo build --workspace --all-targets --locked
 	tests/contract/install $(CARGO_TARGET_DIR)/contract
 	$(WITH_SERVICES) $(CARGO_TARGET_DIR)/debug/contract $(CARGO_TARGET_DIR)/contract/bin/schemathesis $(CONTRACT)
+
+# Known bugs, each put into a copy of the tree: what must notice it does. One build for each; MUTANTS holds names of some, such as
+# MUTANTS="ack-before-claim".
+mutants:
+	tests/mutants/run $(MUTANTS)
 
 # Every target for SECONDS each; what is found lies in tests/fuzz/artifacts.
 fuzz:

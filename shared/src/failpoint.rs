@@ -10,6 +10,8 @@ pub use compiled::{hand_down, pass, watch};
 
 /// Whether this build has any points.
 pub const COMPILED_IN: bool = cfg!(all(feature = "failpoints", debug_assertions));
+// A build without debug assertions, as every release is, has none.
+const _: () = assert!(!COMPILED_IN || cfg!(debug_assertions));
 
 /// The environment variable that names the directory of orders.
 pub const VARIABLE: &str = "JOBGATE_TEST_FAILPOINTS";
@@ -27,6 +29,7 @@ pub const POINTS: &[(&str, &str)] = &[
     ("hold.recorded", "the row is held; not answered"),
     ("release.recorded", "the row waits; the dispatcher is not woken"),
     ("retry.recorded", "the row waits for its next attempt; the dispatcher is not woken"),
+    ("bulk.paged", "a page of the jobs a filter means was commanded; no owner is nudged, no other page read"),
     // The dispatcher.
     ("dispatch.marked", "due rows are marked as hinted; no hint"),
     ("dispatch.hinted", "hints are confirmed; nothing counts on them"),
@@ -41,6 +44,8 @@ pub const POINTS: &[(&str, &str)] = &[
     ("claim.hinted", "a hint is in hand; nothing claimed"),
     ("claim.committed", "claimed; the hint is not acknowledged"),
     ("claim.acknowledged", "claimed and acknowledged; nothing done about it"),
+    ("alone.refused", "a suspect was refused in company and waits its turn; nothing claimed"),
+    ("alone.committed", "a suspect is claimed alone; nothing done about it"),
     ("adopt.hinted", "a hint of a stranded job is in hand; nothing claimed"),
     ("adopt.committed", "adopted; the hint is not acknowledged"),
     ("adopt.acknowledged", "adopted and acknowledged; nothing done about it"),
@@ -75,6 +80,7 @@ pub const POINTS: &[(&str, &str)] = &[
     // Leftovers.
     ("sweep.found", "a leftover is judged; it still stands"),
     ("sweep.discarded", "a leftover is gone; others stand"),
+    ("sweep.shipped", "what ended and nobody forgot has its log shipped; the manager knows it yet"),
     // The stores.
     ("store.writing", "a transaction is complete; not committed"),
     ("store.written", "committed; nobody is answered"),

@@ -84,12 +84,16 @@ pub(super) struct ClaimRequest {
     #[schema(minimum = 0, maximum = 100, default = 10)]
     max: Option<u32>,
     /// Wait so long for a job, such as `30s`; at most 60 s and half the lease.
+    #[schema(pattern = "^[0-9]{1,5}(ms|s|m)?$")]
     wait: Option<String>,
     /// How long the lease runs from now; 5 s to 1 h.
-    #[schema(default = "60s")]
+    #[schema(
+        default = "60s",
+        pattern = "^([5-9]|[1-9][0-9]|[1-9][0-9]{2}|[12][0-9]{3}|3[0-5][0-9]{2}|3600)s?$"
+    )]
     lease: Option<String>,
     /// Where the claimant runs, for people; heeded with a new identity.
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     host: Option<String>,
 }
 
@@ -266,13 +270,16 @@ pub(super) struct Renewal {
     /// Whose lease.
     claimant: WorkerId,
     /// How long it runs from now; 5 s to 1 h.
-    #[schema(default = "60s")]
+    #[schema(
+        default = "60s",
+        pattern = "^([5-9]|[1-9][0-9]|[1-9][0-9]{2}|[12][0-9]{3}|3[0-5][0-9]{2}|3600)s?$"
+    )]
     lease: Option<String>,
     /// It takes nothing on any more, for people to see.
     #[serde(default)]
     draining: bool,
     /// What is wrong with what runs the jobs; their reason, while they wait.
-    #[schema(max_length = 2000)]
+    #[schema(max_length = 2000, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     parked: Option<String>,
     /// Jobs it wants to hear of, whether they are over.
     #[serde(default)]
@@ -430,7 +437,7 @@ pub(super) struct ClaimReport {
     /// Of an end: the exit code.
     exit_code: Option<i32>,
     /// Why it stands there, for people.
-    #[schema(max_length = 2000)]
+    #[schema(max_length = 2000, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     reason: Option<String>,
     /// When it came to stand there; now when absent.
     at: Option<DateTime<Utc>>,
@@ -574,8 +581,9 @@ fn count(cluster: &ClusterName, told: &Told) {
         ("id" = Uuid, Path, description = "The job"),
         ("claimant" = Uuid, Query, description = "Who gives it up"),
         ("epoch" = u32, Query, minimum = 1, description = "Under which claim"),
-        ("reason" = Option<String>, Query, description = "Why, for people"),
-        ("pause" = Option<String>, Query, description = "Nobody shall claim it for so long, such as `30s`; at most 1 h"),
+        ("reason" = Option<String>, Query, max_length = 2000, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$",
+            description = "Why, for people"),
+        ("pause" = Option<String>, Query, pattern = "^([0-9]{1,3}|[12][0-9]{3}|3[0-5][0-9]{2}|3600)s?$", description = "Nobody shall claim it for so long, such as `30s`; at most 1 h"),
     ),
     responses((status = 204, description = "The claimant does not hold it")))]
 pub(super) async fn give_up(

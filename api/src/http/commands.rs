@@ -220,6 +220,7 @@ async fn bulk<N>(
         if !ids.is_empty() {
             let told = api.store.command(&scope, &ids, command, &caller.principal.by).await?;
             outcome.count(&ids, told, &mut owners);
+            failpoint::pass("bulk.paged");
         }
         after = page.next;
         let Some(last) = after else { break };

@@ -14,6 +14,7 @@ use axum::{
 };
 use bytes::Bytes;
 use jobgate_shared::{domain::Project, logs::LogStream};
+use serde_json::json;
 use std::sync::LazyLock;
 use utoipa::{
     Modify, OpenApi, PartialSchema as _,
@@ -50,7 +51,7 @@ use utoipa::{
         (name = "probes", description = "How the process stands"),
     ),
     security(("token" = [])),
-    modifiers(&Token, &Projects, &Problems, &Links, &TokenKinds),
+    modifiers(&Token, &Projects, &Problems, &Links, &ClaimLinks, &TokenKinds),
 )]
 struct Documentation;
 
@@ -181,6 +182,38 @@ impl Modify for Links {
                     response.links.insert(id.clone(), RefOr::T(link));
                 }
             }
+        }
+    }
+}
+
+/// What was claimed leads to its lease, to reports of the first job, and to giving it up.
+struct ClaimLinks;
+
+impl Modify for ClaimLinks {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        const CLAIMANT: &str = "$response.body#/claimant";
+        const JOB: &str = "$response.body#/jobs/0/id";
+        const EPOCH: &str = "$response.body#/jobs/0/epoch";
+        let link = |id: &str| Link::builder().operation_id(id).parameter("name", "$request.path.name");
+        let report = json!({"claimant": CLAIMANT, "attempt": "$response.body#/jobs/0/attempt", "epoch": EPOCH,
+            "state": "RUNNING", "submission_id": "$response.body#/jobs/0/tag"});
+        let links = [
+            ("claim_jobs", link("claim_jobs").request_body(Some(json!({"claimant": CLAIMANT})))),
+            ("renew_claims", link("renew_claims").request_body(Some(json!({"claimant": CLAIMANT})))),
+            ("list_claims", link("list_claims").parameter("claimant", CLAIMANT)),
+            ("report_claim", link("report_claim").parameter("id", JOB).request_body(Some(report))),
+            (
+                "give_up_claim",
+                link("give_up_claim")
+                    .parameter("id", JOB)
+                    .parameter("claimant", CLAIMANT)
+                    .parameter("epoch", EPOCH),
+            ),
+        ];
+        let claims = document.paths.paths.get_mut("/v1/clusters/{name}/claims");
+        let made = claims.and_then(|item| item.post.as_mut()?.responses.responses.get_mut("200"));
+        if let Some(RefOr::T(response)) = made {
+            response.links.extend(links.map(|(id, link)| (id.to_owned(), RefOr::T(link.build()))));
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The names are those of the code's own inputs, effects and facts, matched without a wildcard: a new one does not compile
 //! until it has a name here, and a search that never takes it fails.
 
+use crate::submissions::Kind;
 use jobgate_shared::{
     domain::{JobState, Observation},
     store::Recorded,
@@ -11,10 +12,13 @@ use jobgate_worker::{
     core::{Fault, Input},
     engine::Sighting,
 };
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 /// Everything that can be seen.
-pub const STEPS: [&str; 35] = [
+pub const STEPS: [&str; 37] = [
     "granted fresh",
     "granted by adoption",
     "granted unheard",
@@ -50,6 +54,8 @@ pub const STEPS: [&str; 35] = [
     "lease over",
     "retried",
     "event dropped",
+    "passed the fence",
+    "forgotten",
 ];
 
 /// A set of steps, shared by the threads of a search.
@@ -75,12 +81,65 @@ impl Coverage {
             .map(|(_, step)| *step)
             .collect()
     }
+}
 
-    /// Adds what another search has seen.
-    pub fn add(&self, other: &Self) {
-        self.0.fetch_or(other.0.load(Ordering::Relaxed), Ordering::Relaxed);
+/// What all searches of each sound manager have seen.
+#[derive(Debug)]
+pub struct Seen([(Kind, Arc<Coverage>); Kind::SOUND.len()]);
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self(Kind::SOUND.map(|kind| (kind, Arc::default())))
     }
 }
+
+impl Seen {
+    /// Where a search of this manager notes what it sees.
+    pub(crate) fn of(&self, kind: Kind) -> Arc<Coverage> {
+        let known = self.0.iter().find(|(known, _)| *known == kind);
+        known.map(|(_, coverage)| coverage.clone()).unwrap_or_default()
+    }
+
+    /// Steps that some manager's searches never took and should have, and steps they took that are said to be impossible.
+    pub fn wrong(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (kind, coverage) in &self.0 {
+            let missing = coverage.missing();
+            for step in STEPS {
+                let kinds = ONLY.iter().find(|(only, _)| *only == step).map(|(_, kinds)| *kinds);
+                let can_be = kinds.is_none_or(|kinds| kinds.contains(kind));
+                let seldom = SELDOM.iter().any(|(name, kinds)| *name == step && kinds.contains(kind));
+                match (can_be, missing.contains(&step)) {
+                    (true, true) if !seldom => wrong.push(format!("{kind:?}: `{step}` was never taken")),
+                    (false, false) => wrong.push(format!("{kind:?}: `{step}` was taken, and cannot be")),
+                    (true, true | false) | (false, true) => {}
+                }
+            }
+        }
+        wrong
+    }
+}
+
+/// Steps that can be with these kinds of managers only.
+const ONLY: [(&str, &[Kind]); 6] = [
+    ("passed the fence", &[Kind::Fenced]),
+    // A name that is buried is refused; nothing else is.
+    ("create refused", &[Kind::UniqueName]),
+    // The others take a start of what they do not know for done.
+    ("start refused", &[Kind::TwoPhaseByName]),
+    // What begins by being created never lies inert.
+    ("sighted inert", &[Kind::TwoPhase, Kind::TwoPhaseByName, Kind::Fenced]),
+    ("swept", &[Kind::TwoPhase, Kind::TwoPhaseByName, Kind::Fenced]),
+    // Where only the name keeps an attempt single, forgetting one is known not to work: see `search::unsound`.
+    ("forgotten", &[Kind::TwoPhase, Kind::TwoPhaseByName, Kind::Fenced, Kind::AtMostOnce]),
+];
+
+/// Steps that these kinds take only under faults that not every set of searches has.
+const SELDOM: [(&str, &[Kind]); 1] = [
+    // A claim leaves a worker that lives only when it is handed back: unanswered creates are where something is inert, and
+    // elsewhere no more than a drain does it.
+    ("lost to an adopter", &[Kind::UniqueName, Kind::AtMostOnce]),
+];
 
 /// What an input of the core is called.
 pub(crate) fn of_input(input: &Input) -> &'static str {

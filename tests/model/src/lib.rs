@@ -7,11 +7,12 @@
 //! * [`world`]: one state of all of it, and each thing that can happen to it, under the protocol's own names.
 //! * [`submissions`]: what a resource manager holds, in each submit mode, and the broken ones.
 //! * [`promises`]: what must hold in every state, and that every state settles once faults stop.
+//! * `late`: whether something that is still on its way can do anything, as the product says.
 //! * [`coverage`]: which steps of the code a search has taken, so that no promise holds for want of trying.
 //! * [`search`]: the searches there are, and what each found.
 
 pub mod coverage;
-
+mod late;
 pub mod promises;
 pub mod search;
 pub mod submissions;
@@ -41,6 +42,8 @@ pub struct Faults {
     pub retries: u8,
     /// Workers told to stop in good order.
     pub drains: u8,
+    /// Ended submissions that the manager forgets by itself.
+    pub forgets: u8,
 }
 
 /// A rule of the store that is left out, to see that it is missed.

@@ -4,12 +4,12 @@
 use clap::Parser;
 use jobgate_model::{
     Faults, Protocol,
-    coverage::{Coverage, STEPS},
+    coverage::{STEPS, Seen},
     promises::Promise,
     search::{self, Broken, Report},
     submissions::Kind,
 };
-use std::{process::ExitCode, sync::Arc, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
 #[derive(Debug, Parser)]
 #[command(about = "Searches every interleaving of the submission protocol for broken promises")]
@@ -38,6 +38,9 @@ struct Arguments {
     /// Workers told to stop.
     #[arg(long, default_value_t = 0, requires = "kind")]
     drains: u8,
+    /// Ended submissions that the manager forgets.
+    #[arg(long, default_value_t = 0, requires = "kind")]
+    forgets: u8,
     /// Attempts the job has.
     #[arg(long, default_value_t = 1, requires = "kind")]
     attempts: u32,
@@ -47,16 +50,27 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { kind, crashes, expiries, losses, ticks, cancels, retries, drains, attempts, logs } =
-        Arguments::parse();
+    let Arguments {
+        kind,
+        crashes,
+        expiries,
+        losses,
+        ticks,
+        cancels,
+        retries,
+        drains,
+        forgets,
+        attempts,
+        logs,
+    } = Arguments::parse();
     if let Some(kind) = kind {
-        let faults = Faults { crashes, expiries, losses, ticks, cancels, retries, drains };
+        let faults = Faults { crashes, expiries, losses, ticks, cancels, retries, drains, forgets };
         let protocol = Protocol { max_attempts: attempts, logs, ..Protocol::new(kind, faults) };
         let report = run(protocol, None);
         report.broken.iter().for_each(show);
         return code(report.broken.is_empty());
     }
-    let seen = Arc::<Coverage>::default();
+    let seen = Seen::default();
     let mut valid = true;
     for protocol in search::sound(true, &seen) {
         let report = run(protocol, None);
@@ -72,9 +86,12 @@ fn main() -> ExitCode {
             valid = false;
         }
     }
-    let missing = seen.missing();
-    println!("{} of {} steps taken{}", STEPS.len() - missing.len(), STEPS.len(), missing.join(", "));
-    code(valid && missing.is_empty())
+    let wrong = seen.wrong();
+    for wrong in &wrong {
+        println!("    {wrong}");
+    }
+    println!("{} steps, {} not as said of a kind of manager", STEPS.len(), wrong.len());
+    code(valid && wrong.is_empty())
 }
 
 fn run(protocol: Protocol, known: Option<Promise>) -> Report {

@@ -1,8 +1,8 @@
 //! The searches: which manager under how many of which faults, and what came of it.
 
-use crate::{Faults, Flaw, Protocol, coverage::Coverage, promises::Promise, submissions::Kind, world::World};
+use crate::{Faults, Flaw, Protocol, coverage::Seen, promises::Promise, submissions::Kind, world::World};
 use stateright::{Checker as _, HasDiscoveries, Model as _};
-use std::{fmt, num::NonZero, sync::Arc, thread};
+use std::{fmt, num::NonZero, thread};
 
 /// What a search found.
 #[derive(Debug)]
@@ -55,9 +55,9 @@ impl fmt::Display for Protocol {
         if *flaw != Flaw::None {
             write!(f, " {flaw:?}")?;
         }
-        let Faults { crashes, expiries, losses, ticks, cancels, retries, drains } = *faults;
-        let counts = [crashes, expiries, losses, ticks, cancels, retries, drains];
-        let names = ["crash", "expiry", "loss", "tick", "cancel", "retry", "drain"];
+        let Faults { crashes, expiries, losses, ticks, cancels, retries, drains, forgets } = *faults;
+        let counts = [crashes, expiries, losses, ticks, cancels, retries, drains, forgets];
+        let names = ["crash", "expiry", "loss", "tick", "cancel", "retry", "drain", "forget"];
         for (count, name) in counts.into_iter().zip(names).filter(|(count, _)| *count > 0) {
             write!(f, " {name}×{count}")?;
         }
@@ -70,7 +70,7 @@ impl fmt::Display for Protocol {
 
 const fn faults(counts: [u8; 7]) -> Faults {
     let [crashes, expiries, losses, ticks, cancels, retries, drains] = counts;
-    Faults { crashes, expiries, losses, ticks, cancels, retries, drains }
+    Faults { crashes, expiries, losses, ticks, cancels, retries, drains, forgets: 0 }
 }
 
 // crashes, expiries, losses, ticks, cancels, retries, drains
@@ -84,10 +84,11 @@ const MIXES: [[u8; 7]; 6] = [
     [0, 0, 0, 0, 1, 0, 1],
 ];
 
-/// More of each, for some minutes. Not for a fence, which opens and shuts as what is two-phase does.
+/// More of each, for some minutes. The largest of them, [`LARGEST`], not for a fence: its own steps come on top of those of
+/// what is two-phase, which is four minutes already.
 const DEEPER: [[u8; 7]; 7] = [
     [1, 1, 0, 0, 1, 0, 0],
-    [0, 0, 1, 2, 1, 0, 0],
+    LARGEST,
     [0, 1, 0, 0, 1, 1, 0],
     [0, 0, 1, 0, 1, 0, 1],
     [1, 0, 1, 0, 0, 0, 0],
@@ -95,24 +96,29 @@ const DEEPER: [[u8; 7]; 7] = [
     [2, 0, 0, 0, 1, 0, 0],
 ];
 
+/// Among the deeper mixes.
+const LARGEST: [u8; 7] = [0, 0, 1, 2, 1, 0, 0];
+
 /// The searches of every sound manager, with what all of them have seen.
-pub fn sound(deep: bool, seen: &Arc<Coverage>) -> Vec<Protocol> {
-    let plain = MIXES.iter().flat_map(|mix| Kind::SOUND.map(|kind| Protocol::new(kind, faults(*mix))));
-    let deeper = DEEPER.iter().filter(|_| deep).flat_map(|mix| {
-        let kinds = Kind::SOUND.into_iter().filter(|kind| *kind != Kind::Fenced);
+pub fn sound(deep: bool, seen: &Seen) -> Vec<Protocol> {
+    let mixes = MIXES.iter().chain(DEEPER.iter().filter(|_| deep));
+    let plain = mixes.flat_map(|mix| {
+        let kinds = Kind::SOUND.into_iter().filter(|kind| *mix != LARGEST || *kind != Kind::Fenced);
         kinds.map(|kind| Protocol::new(kind, faults(*mix)))
     });
-    let logs = [[0, 0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1, 0]].into_iter().flat_map(|mix| {
-        [Kind::TwoPhase, Kind::UniqueName]
-            .map(|kind| Protocol { logs: true, ..Protocol::new(kind, faults(mix)) })
-    });
+    // What is forgotten can be created again under its name, which only an id that is not the name survives.
+    let forgets = [Kind::TwoPhase, Kind::TwoPhaseByName, Kind::Fenced, Kind::AtMostOnce]
+        .map(|kind| Protocol::new(kind, Faults { forgets: 1, ..faults([0, 1, 0, 0, 0, 0, 0]) }));
+    let logs = [[0, 0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1, 0]]
+        .into_iter()
+        .flat_map(|mix| Kind::SOUND.map(|kind| Protocol { logs: true, ..Protocol::new(kind, faults(mix)) }));
     let attempts = [Kind::TwoPhaseByName, Kind::AtMostOnce]
         .map(|kind| Protocol { max_attempts: 2, ..Protocol::new(kind, faults([1, 0, 0, 0, 1, 0, 0])) });
     plain
-        .chain(deeper)
+        .chain(forgets)
         .chain(logs)
         .chain(attempts)
-        .map(|protocol| Protocol { coverage: seen.clone(), ..protocol })
+        .map(|protocol| Protocol { coverage: seen.of(protocol.manager), ..protocol })
         .collect()
 }
 
@@ -128,7 +134,9 @@ pub fn unsound() -> Vec<(Protocol, Promise)> {
         (Protocol::new(Kind::LookupFirst, expiry), Promise::BeginsOnce),
         (Protocol::new(Kind::LeaseOnly, cancel), Promise::NothingBeginsCanceled),
         (Protocol::new(Kind::FenceForTheFirst, crash), Promise::EndsAreTrue),
+        (Protocol::new(Kind::FenceLeftOpen, faults([0, 0, 0, 0, 1, 0, 0])), Promise::NothingBeginsCanceled),
         (Protocol::new(Kind::IdsReturn, late), Promise::BeginsOnce),
+        (Protocol::new(Kind::UniqueName, Faults { forgets: 1, ..expiry }), Promise::BeginsOnce),
         (flawed(Flaw::RecordOverwrites, Kind::TwoPhase, expiry), Promise::BeginsOnce),
         (flawed(Flaw::RecordOfAnyClaim, Kind::TwoPhase, cancel), Promise::EverythingSettles),
         (

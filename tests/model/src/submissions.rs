@@ -6,7 +6,7 @@ use jobgate_worker::{
     engine::{Sighting, SubmitMode},
 };
 
-/// How a manager submits. The last four are known not to work, and a search must find out why.
+/// How a manager submits. The last five are known not to work, and a search must find out why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Kind {
     /// Creates inert, every time under an id of its own.
@@ -15,7 +15,7 @@ pub enum Kind {
     TwoPhaseByName,
     /// Begins at once; refuses a second submission of a name, as long as it remembers.
     UniqueName,
-    /// Every submission waits at a fence that a start opens for it alone.
+    /// Creates nothing that could run; a start sends it to a fence, where one of each attempt passes, if no cancel came first.
     Fenced,
     /// Begins at once, and knows nothing of names.
     AtMostOnce,
@@ -25,6 +25,8 @@ pub enum Kind {
     LookupFirst,
     /// The first submission to reach the fence passes it, recorded or not.
     FenceForTheFirst,
+    /// A cancel tells what is on its way to the fence to turn back, and does not wait for it there.
+    FenceLeftOpen,
     /// Creates inert under a name of ours, which is the id, and can be created again once it is forgotten.
     IdsReturn,
 }
@@ -41,7 +43,7 @@ impl Kind {
                 SubmitMode::TwoPhase
             }
             Self::UniqueName => SubmitMode::UniqueName,
-            Self::Fenced | Self::FenceForTheFirst => SubmitMode::Fenced,
+            Self::Fenced | Self::FenceForTheFirst | Self::FenceLeftOpen => SubmitMode::Fenced,
             Self::AtMostOnce => SubmitMode::AtMostOnce,
         }
     }
@@ -49,7 +51,9 @@ impl Kind {
     /// What is created begins without a start.
     pub fn begins_at_create(self) -> bool {
         match self {
-            Self::TwoPhase | Self::TwoPhaseByName | Self::Fenced | Self::IdsReturn => false,
+            Self::TwoPhase | Self::TwoPhaseByName | Self::Fenced | Self::FenceLeftOpen | Self::IdsReturn => {
+                false
+            }
             Self::UniqueName
             | Self::AtMostOnce
             | Self::LeaseOnly
@@ -65,6 +69,8 @@ pub type Id = u32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
     Inert,
+    /// Started, and not at the fence yet.
+    BeforeTheFence,
     Runs,
     Ended(Ending),
 }
@@ -92,6 +98,10 @@ pub struct Manager {
     held: Vec<Held>,
     /// Attempts whose name, or start token, is not to be had any more.
     used: Vec<u32>,
+    /// Submissions that were told to turn back before the fence, and have not heard.
+    called_back: Vec<Id>,
+    /// Submissions it has forgotten by itself.
+    lost: Vec<Id>,
     /// How each submission ended, remembered by the model when the manager has forgotten it.
     ends: Vec<(Id, Ending)>,
     made: Id,
@@ -102,7 +112,8 @@ const NAMED: Id = 1000;
 
 impl Manager {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, held: Vec::new(), used: Vec::new(), ends: Vec::new(), made: 0 }
+        let (held, used, called_back, lost, ends) = Default::default();
+        Self { kind, held, used, called_back, lost, ends, made: 0 }
     }
 
     fn names_are_ids(&self) -> bool {
@@ -128,7 +139,9 @@ impl Manager {
         self.made += 1;
         let id = if self.names_are_ids() { NAMED + attempt } else { self.made };
         let stage = match self.kind {
-            Kind::TwoPhase | Kind::TwoPhaseByName | Kind::Fenced | Kind::IdsReturn => Stage::Inert,
+            Kind::TwoPhase | Kind::TwoPhaseByName | Kind::Fenced | Kind::FenceLeftOpen | Kind::IdsReturn => {
+                Stage::Inert
+            }
             Kind::FenceForTheFirst if used => Stage::Ended(Ending::Failed),
             Kind::UniqueName
             | Kind::AtMostOnce
@@ -158,14 +171,52 @@ impl Manager {
                 | Kind::LeaseOnly
                 | Kind::LookupFirst
                 | Kind::FenceForTheFirst
+                | Kind::FenceLeftOpen
                 | Kind::IdsReturn => Ok(None),
             };
         };
-        let begins = held.stage == Stage::Inert;
-        if begins {
+        if held.stage != Stage::Inert {
+            return Ok(None);
+        }
+        if matches!(self.kind, Kind::Fenced | Kind::FenceLeftOpen) {
+            held.stage = Stage::BeforeTheFence;
+            return Ok(None);
+        }
+        held.stage = Stage::Runs;
+        Ok(Some(Began { id, attempt: held.attempt }))
+    }
+
+    /// Submissions that will come to the fence.
+    pub(crate) fn at_the_fence(&self) -> Vec<Id> {
+        let before = self.held.iter().filter(|held| held.stage == Stage::BeforeTheFence).map(|held| held.id);
+        before.chain(self.called_back.iter().copied()).collect()
+    }
+
+    /// One comes to the fence: it takes its attempt's token and begins, or finds it taken and ends.
+    pub(crate) fn pass(&mut self, id: Id) -> Option<Began> {
+        self.called_back.retain(|back| *back != id);
+        let held = self.held.iter_mut().find(|held| held.id == id)?;
+        let attempt = held.attempt;
+        if self.used.contains(&attempt) {
+            self.end(id, Ending::Failed);
+            return None;
+        }
+        self.used.push(attempt);
+        if held.stage == Stage::BeforeTheFence {
             held.stage = Stage::Runs;
         }
-        Ok(begins.then_some(Began { id, attempt: held.attempt }))
+        Some(Began { id, attempt })
+    }
+
+    /// Ends one, begun or not: what has not begun never will.
+    pub(crate) fn cancel(&mut self, id: Id) {
+        let stage = self.held.iter().find(|held| held.id == id).map(|held| (held.stage, held.attempt));
+        match (self.kind, stage) {
+            (Kind::Fenced, Some((Stage::Inert | Stage::BeforeTheFence, attempt))) => self.used.push(attempt),
+            (Kind::FenceLeftOpen, Some((Stage::BeforeTheFence, _))) => self.called_back.push(id),
+            _ => {}
+        }
+        self.end(id, Ending::Canceled);
     }
 
     /// A submission ends; an end stands.
@@ -181,7 +232,8 @@ impl Manager {
     /// Makes sure that what it names never runs (on).
     pub(crate) fn discard(&mut self, attempt: u32, id: Option<Id>) {
         let named = |held: &Held| held.attempt == attempt && id.is_none_or(|id| id == held.id);
-        self.held.retain(|held| !(named(held) && held.stage == Stage::Inert));
+        // Removed, it finds no fence to pass.
+        self.held.retain(|held| !(named(held) && matches!(held.stage, Stage::Inert | Stage::BeforeTheFence)));
         if matches!(self.kind, Kind::UniqueName | Kind::AtMostOnce) {
             let running: Vec<Id> = self
                 .held
@@ -202,7 +254,7 @@ impl Manager {
     pub(crate) fn look(&self, id: Id) -> Sighting {
         match self.held.iter().find(|held| held.id == id).map(|held| held.stage) {
             None => Sighting::Absent,
-            Some(Stage::Inert) => Sighting::Inert,
+            Some(Stage::Inert | Stage::BeforeTheFence) => Sighting::Inert,
             Some(Stage::Runs) => Sighting::Seen(Observation::Running { since: None, reason: None }),
             Some(Stage::Ended(ending)) => Sighting::Seen(Observation::Ended {
                 ending,
@@ -214,9 +266,10 @@ impl Manager {
         }
     }
 
-    /// Submissions that were created and never started.
+    /// Submissions that were created and have not begun.
     pub(crate) fn inert(&self) -> Vec<(u32, Id)> {
-        let inert = self.held.iter().filter(|held| held.stage == Stage::Inert);
+        let inert =
+            self.held.iter().filter(|held| matches!(held.stage, Stage::Inert | Stage::BeforeTheFence));
         inert.map(|held| (held.attempt, held.id)).collect()
     }
 
@@ -238,6 +291,23 @@ impl Manager {
         if self.kind != Kind::UniqueName {
             self.held.retain(|held| !(held.id == id && matches!(held.stage, Stage::Ended(_))));
         }
+    }
+
+    /// Submissions it knows to have ended.
+    pub(crate) fn known_ends(&self) -> Vec<Id> {
+        let ended = self.held.iter().filter(|held| matches!(held.stage, Stage::Ended(_)));
+        ended.map(|held| held.id).collect()
+    }
+
+    /// Forgets by itself what has ended, its name with it.
+    pub(crate) fn lose(&mut self, id: Id) {
+        self.held.retain(|held| held.id != id);
+        self.lost.push(id);
+    }
+
+    /// It has forgotten this one by itself.
+    pub(crate) fn has_lost(&self, id: Id) -> bool {
+        self.lost.contains(&id)
     }
 
     /// How it ended, if it has.

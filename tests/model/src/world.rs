@@ -3,6 +3,7 @@
 use crate::{
     Faults, Flaw, Protocol,
     coverage::{Coverage, of_input},
+    late::{self, Told},
     promises::Promise,
     submissions::{Began, Id, Manager},
 };
@@ -10,7 +11,7 @@ use chrono::{DateTime, Utc};
 use jobgate_shared::{
     domain::{
         Agreement, ClusterName, Command, Document, Ending, Fact, Job, JobId, JobSpec, JobState, Life,
-        Observation, Outcome, Project, RetryPolicy, Standing, StatusEvent, Submission, WorkerId, transition,
+        Outcome, Project, RetryPolicy, Standing, StatusEvent, Submission, WorkerId,
     },
     store::{Recorded, ToHandBack, ToRecord},
 };
@@ -71,6 +72,10 @@ pub enum Action {
     Retry,
     /// What runs ends.
     End(Id, Ending),
+    /// What a start has put before the fence gets there.
+    Pass(Id),
+    /// The manager forgets what has ended.
+    Forget(Id),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -122,8 +127,6 @@ pub struct World {
     wire: Vec<Request>,
     told: Vec<StatusEvent>,
     left: Faults,
-    /// The store lacks a rule, so what the rule would have made harmless is not.
-    flawed: bool,
 }
 
 /// Processes at work at any time.
@@ -131,13 +134,13 @@ pub const PROCESSES: usize = 2;
 const JOB: JobId = JobId(Uuid::from_u128(0xa));
 /// Longer than anything a worker waits for without a timer.
 const A_WHILE: Duration = Duration::from_secs(10);
-const NOW: DateTime<Utc> = DateTime::UNIX_EPOCH;
+pub(crate) const NOW: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
 fn worker(identity: Identity) -> WorkerId {
     WorkerId(Uuid::from_u128(u128::from(identity) + 1))
 }
 
-fn submission(id: Id) -> Submission {
+pub(crate) fn submission(id: Id) -> Submission {
     Submission { id: id.to_string(), detail: serde_json::Value::Null, reach: None }
 }
 
@@ -147,6 +150,13 @@ fn id_of(submission: &Submission) -> Id {
 
 fn cluster() -> ClusterName {
     "c".parse().unwrap_or_else(|_| unreachable!("it is a name"))
+}
+
+/// Two of the same are the same.
+pub(crate) fn digest(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Every time in a row is the same: the order of steps is what the search varies.
@@ -194,7 +204,6 @@ impl World {
             wire: Vec::new(),
             told: Vec::new(),
             left: protocol.faults,
-            flawed: protocol.flaw != Flaw::None,
         };
         for _ in 0..PROCESSES {
             let process = world.register(protocol);
@@ -276,6 +285,10 @@ impl World {
                 actions.push(Action::End(id, Ending::Failed));
             }
         }
+        actions.extend(self.manager.at_the_fence().into_iter().map(Action::Pass));
+        if self.left.forgets > 0 {
+            actions.extend(self.manager.known_ends().into_iter().map(Action::Forget));
+        }
         if self.left.cancels > 0 {
             actions.push(Action::Cancel);
         }
@@ -355,42 +368,39 @@ impl World {
                 self.tell(protocol, &Fact::Command { command: Command::Retry, by: "user" });
             }
             Action::End(id, ending) => self.manager.end(id, ending),
+            Action::Pass(id) => self.passes(protocol, id),
+            Action::Forget(id) => {
+                self.left.forgets -= 1;
+                protocol.coverage.saw("forgotten");
+                self.manager.lose(id);
+            }
         }
-        self.simplify();
+        self.simplify(protocol);
     }
 
     /// Makes worlds that cannot be told apart any more the same: requests and events under way have no order, and those
-    /// that can never matter again are as good as gone.
-    fn simplify(&mut self) {
-        fn digest(of: &impl Hash) -> u64 {
-            let mut hasher = DefaultHasher::new();
-            of.hash(&mut hasher);
-            hasher.finish()
-        }
-        let wire = std::mem::take(&mut self.wire);
-        self.wire = wire.into_iter().filter(|request| request.heard || self.matters(request)).collect();
-        self.wire.sort_by_cached_key(digest);
-        let over = self.row.state.is_terminal();
-        let attempt = self.row.attempt;
-        self.told.retain(|event| event.attempt == attempt && (!over || self.flawed));
-        self.told.sort_by_cached_key(digest);
-        self.told.dedup();
+    /// that can never matter again are as good as gone. Whether they can is for the product to say: see [`crate::late`].
+    fn simplify(&mut self, protocol: &Protocol) {
+        let mut wire = std::mem::take(&mut self.wire);
+        wire.retain(|request| request.heard || self.matters(protocol, request));
+        wire.sort_by_cached_key(digest);
+        self.wire = wire;
+        let Self { row, told, .. } = self;
+        told.retain(|event| Told::Event(event).may_act(protocol, row));
+        told.sort_by_cached_key(digest);
+        told.dedup();
     }
 
     /// What nobody waits for could still change something.
-    fn matters(&self, Request { from, call, .. }: &Request) -> bool {
+    fn matters(&self, protocol: &Protocol, Request { from, call, .. }: &Request) -> bool {
         match call {
             Call::Create(..) | Call::Discard(_, None) => true,
-            Call::Record(_, item) => {
-                let open = self.row.submission.is_none() && !self.row.state.is_terminal();
-                item.attempt == self.row.attempt && (open || self.flawed)
-            }
-            Call::Start(_, submission) | Call::Cancel(_, submission) => {
+            Call::Record(_, item) => Told::Record(item).may_act(protocol, &self.row),
+            Call::HandBack(item) => Told::HandBack(worker(*from), item).may_act(protocol, &self.row),
+            Call::Start(_, submission) | Call::Cancel(_, submission) | Call::Discard(_, Some(submission)) => {
                 self.manager.may_end(id_of(submission))
             }
-            Call::Discard(_, Some(submission)) => self.manager.may_end(id_of(submission)),
             Call::Sweep(_, id) => self.manager.may_end(*id),
-            Call::HandBack(item) => self.row.owner == Some(worker(*from)) && self.row.epoch == item.epoch,
         }
     }
 
@@ -410,13 +420,18 @@ impl World {
     }
 
     fn tell(&mut self, protocol: &Protocol, fact: &Fact<'_>) -> Outcome {
-        let policy =
-            RetryPolicy { backoff_seconds: 0, max_backoff_seconds: 0, retry_on: vec![Ending::Failed] };
-        let outcome = transition(&self.row, protocol.max_attempts, &policy, fact, NOW);
+        let outcome = late::decide(protocol, &self.row, fact);
         if let Outcome::Advanced { life, change } = &outcome {
             let ended = self.row.state.is_terminal();
             if ended && !matches!(fact, Fact::Command { command: Command::Retry, .. }) {
                 self.broken.insert(Promise::EndsStand);
+            }
+            let back = life.attempt == self.row.attempt && life.state.phase() < self.row.state.phase();
+            if back && !(self.row.state == JobState::Claimed && matches!(fact, Fact::HandBack { .. })) {
+                self.broken.insert(Promise::RowsGoForward);
+            }
+            if matches!(fact, Fact::Record { .. }) && self.row.cancel_requested {
+                self.broken.insert(Promise::NothingIsRecordedCanceled);
             }
             if change.entry.to == JobState::Canceled {
                 self.canceled.insert(self.row.attempt);
@@ -551,7 +566,7 @@ impl World {
                 Input::Started(hold, answer.map(drop))
             }
             Call::Cancel(hold, submission) => {
-                self.manager.end(id_of(&submission), Ending::Canceled);
+                self.manager.cancel(id_of(&submission));
                 Input::CancelTaken(hold, Ok(()))
             }
             Call::Discard(hold, submission) => {
@@ -563,10 +578,9 @@ impl World {
                 self.manager.discard(attempt, Some(id));
                 return;
             }
-            Call::HandBack(ToHandBack { epoch, why, pause, .. }) => {
+            Call::HandBack(item) => {
                 protocol.coverage.saw("hand back");
-                let worker = worker(request.from);
-                self.tell(protocol, &Fact::HandBack { worker, epoch, why: &why, pause });
+                self.tell(protocol, &Told::HandBack(worker(request.from), &item).fact());
                 return;
             }
         };
@@ -576,22 +590,18 @@ impl World {
     }
 
     fn record(&mut self, protocol: &Protocol, item: &ToRecord) -> Recorded {
-        let ToRecord { attempt, epoch, submission, .. } = item;
-        let epoch = match protocol.flaw {
-            Flaw::RecordOverwrites if !self.row.state.is_terminal() => {
-                self.row.submission = None;
-                self.row.state = JobState::Claimed;
-                self.row.epoch
-            }
-            Flaw::RecordOfAnyClaim => self.row.epoch,
-            Flaw::None | Flaw::RecordOverwrites | Flaw::EndOverwrites | Flaw::NothingIsHeld => *epoch,
-        };
-        match self.tell(protocol, &Fact::Record { attempt: *attempt, epoch, submission }) {
+        match self.tell(protocol, &Told::Record(item).fact()) {
             Outcome::Advanced { .. } | Outcome::Duplicate => Recorded::Won,
             Outcome::Stale | Outcome::Refused(_) => {
                 Recorded::Lost { current: Some(Box::new(self.job(protocol))) }
             }
         }
+    }
+
+    fn passes(&mut self, protocol: &Protocol, id: Id) {
+        protocol.coverage.saw("passed the fence");
+        let began = self.manager.pass(id);
+        self.began(began);
     }
 
     fn began(&mut self, began: Option<Began>) {
@@ -625,15 +635,7 @@ impl World {
 
     fn apply(&mut self, protocol: &Protocol, i: usize) {
         let event = self.told[i].clone();
-        if let Observation::Ended { ending, .. } = event.observation
-            && protocol.flaw == Flaw::EndOverwrites
-            && self.row.state.is_terminal()
-            && self.row.state != ending.state()
-        {
-            self.row.state = ending.state();
-            self.broken.insert(Promise::EndsStand);
-        }
-        self.tell(protocol, &Fact::Event(&event));
+        self.tell(protocol, &Told::Event(&event).fact());
     }
 
     fn poll(&mut self, protocol: &Protocol, p: usize, look: impl Fn(&Manager, Id) -> Sighting) {
@@ -741,6 +743,9 @@ impl World {
             self.sweep(p);
             self.tick(protocol, p);
             self.arrive(protocol);
+        }
+        for id in self.manager.at_the_fence() {
+            self.passes(protocol, id);
         }
         for Began { id, .. } in self.manager.running() {
             self.manager.end(id, Ending::Finished);

@@ -80,6 +80,11 @@ async fn distributed(schemathesis: &Schemathesis) -> Result<()> {
 /// The API is the first of `roles`.
 async fn hold(schemathesis: &Schemathesis, site: &Site, mut roles: Vec<Role>) -> Result<()> {
     let client = site.client(&roles[0])?;
+    // Enough for every claim there is to get something.
+    let job = json!({"cluster": "outside", "spec": {"command": ["true"]}, "max_attempts": 3});
+    for n in 0..10 {
+        client.submit(&format!("to-be-claimed-{n}"), &vec![job.clone(); 100]).await?;
+    }
     let tenants = site.file("tenants.json");
     fs::write(&tenants, tenants_of(&client).await?.to_string())?;
     let operator = ("JOBGATE_CONTRACT_TOKEN", OsString::from(site.token()?));
@@ -125,7 +130,8 @@ impl Schemathesis {
         command.args(["--config-file", settings, "run", &format!("{url}/openapi.json"), "--no-color"]);
         // Nothing is remembered between runs: the seed tells all.
         command.args(["--generation-database", "none"]).args(&self.flags);
-        command.env("PYTHONDONTWRITEBYTECODE", "1").env(secret.0, secret.1);
+        // Nor does the order of a set differ from run to run.
+        command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONHASHSEED", "0").env(secret.0, secret.1);
         let status = command.status().with_context(|| format!("run {}", self.program.display()))?;
         ensure!(status.success(), "{settings}: {status}");
         Ok(())

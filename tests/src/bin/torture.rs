@@ -37,6 +37,9 @@ struct Arguments {
     /// Only these faults, each alone, and no next one before all is settled.
     #[arg(long, value_enum, num_args = 1.., value_name = "FAULT")]
     only: Vec<Fault>,
+    /// No verdict where a fault of the schedule cannot be made: no mount, no libfaketime.
+    #[arg(long)]
+    strict: bool,
     /// Given by this program to itself.
     #[arg(long, hide = true)]
     contained: bool,
@@ -95,6 +98,7 @@ async fn play(arguments: Arguments) -> Result<u8> {
         keep: kept(arguments.keep, seed)?,
         jobs_per_second: arguments.jobs_per_second,
         only: arguments.only,
+        strict: arguments.strict,
     };
     println!("seed {seed}, {} s, kept in {}", arguments.seconds, options.keep.display());
     let steps: Vec<String> = schedule(seed, &options.only)

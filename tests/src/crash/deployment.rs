@@ -230,8 +230,8 @@ impl Deployment {
                 continue;
             }
             // What would run for an hour has not ended by itself.
-            let runs_on =
-                cluster == "long" && matches!(self.manager, Manager::TwoPhase | Manager::UniqueName);
+            let runs_on = cluster == "long"
+                && matches!(self.manager, Manager::TwoPhase | Manager::UniqueName | Manager::Fenced);
             let mut there = BTreeMap::new();
             for line in fs::read_to_string(self.state(cluster))?.lines() {
                 let words: Vec<&str> = line.split(' ').collect();

@@ -4,8 +4,10 @@ use super::{
     plan::{Manager, Point},
     scene::Kind,
 };
+use crate::torture::{checker::illegal, evidence::Row};
 use anyhow::{Context as _, Result, ensure};
-use jobgate_shared::domain::SubmissionTag;
+use jobgate_shared::domain::{HistoryEntry, SubmissionTag};
+use serde::Deserialize as _;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -20,6 +22,7 @@ pub(super) struct Verdict {
 /// Judges one ended job.
 pub(super) fn judge(
     job: &Value,
+    history: &Value,
     kind: Kind,
     manager: Manager,
     point: &Point,
@@ -43,6 +46,9 @@ pub(super) fn judge(
     if kind == Kind::Failing && !excused && point.ends_a_role() {
         ensure!(attempt == 2 && all == 2, "began {all} times in {attempt} attempts: {job}");
     }
+    let entries = Vec::<HistoryEntry>::deserialize(&history["items"])?;
+    let wrong = illegal(&Row::deserialize(job)?, &entries);
+    ensure!(wrong.is_none(), "{}: {job}", wrong.unwrap_or_default());
     Ok(Verdict { id, begun: all })
 }
 
@@ -79,10 +85,45 @@ mod tests {
     fn passes(kind: Kind, end: (&str, &str), begun: &[usize], manager: Manager, point: &str) -> bool {
         let id = JobId::generate();
         let attempt = u32::try_from(begun.len()).unwrap();
-        let job = json!({"id": id.to_string(), "state": end.0, "reason": end.1, "attempt": attempt});
+        let job = json!({"id": id.to_string(), "cluster": "quick", "state": end.0, "reason": end.1, "attempt": attempt,
+            "max_attempts": attempt});
+        let history = history(end.0, attempt);
         let tags = (1..).map(|attempt| SubmissionTag { job: id, attempt });
         let begun: BTreeMap<_, _> = tags.zip(begun.iter().copied()).collect();
-        judge(&job, kind, manager, at(point), &begun).is_ok()
+        judge(&job, &history, kind, manager, at(point), &begun).is_ok()
+    }
+
+    /// How a job gets there whose attempts before the last failed.
+    fn history(end: &str, attempts: u32) -> Value {
+        let mut from = Value::Null;
+        let mut items = Vec::new();
+        for attempt in 1..=attempts {
+            let last = [if attempt == attempts { end } else { "" }];
+            for to in ["INITIALIZED", "CLAIMED", "PENDING", "RUNNING"].into_iter().chain(last) {
+                if !to.is_empty() {
+                    items.push(
+                        json!({"at": "2027-01-01T00:00:00Z", "attempt": attempt, "from": from, "to": to}),
+                    );
+                    from = json!(to);
+                }
+            }
+        }
+        json!({"items": items})
+    }
+
+    #[test]
+    fn a_job_whose_history_cannot_be_does_not_pass() {
+        let id = JobId::generate();
+        let job = json!({"id": id, "cluster": "quick", "state": "FINISHED", "attempt": 1, "max_attempts": 1});
+        let begun = BTreeMap::from([(SubmissionTag { job: id, attempt: 1 }, 1)]);
+        let passes = |history: &Value| {
+            judge(&job, history, Kind::Quick, Manager::TwoPhase, at("create.done"), &begun).is_ok()
+        };
+        let mut told = history("FINISHED", 1);
+        assert!(passes(&told));
+        told["items"].as_array_mut().unwrap().remove(2);
+        assert!(!passes(&told), "it ran and was never submitted");
+        assert!(!passes(&history("FAILED", 1)), "it tells another end");
     }
 
     #[test]

@@ -149,7 +149,7 @@ impl Crashing {
         if point.ends_a_role() {
             deployment.see_abort().await?;
         }
-        for order in [point.name, "create.begins", "record.committed"] {
+        for order in [point.name, "create.begins", "record.committed", "forget.begins"] {
             orders.withdraw(order)?;
         }
         deployment.revive().await.context("after it")?;
@@ -159,14 +159,9 @@ impl Crashing {
         let client = deployment.client()?;
         for (kind, id) in scene.jobs() {
             let job = client.get(&format!("/v1/jobs/{id}")).await?;
-            let judged = judge(&job, kind, deployment.manager, point, &begun);
-            match judged {
-                Ok(verdict) => self.verdicts.push(verdict),
-                Err(error) => {
-                    let history = client.get(&format!("/v1/jobs/{id}/history")).await?;
-                    return Err(error.context(format!("{history}")));
-                }
-            }
+            let history = client.get(&format!("/v1/jobs/{id}/history")).await?;
+            let judged = judge(&job, &history, kind, deployment.manager, point, &begun);
+            self.verdicts.push(judged.with_context(|| history.to_string())?);
         }
         Ok(recovered)
     }

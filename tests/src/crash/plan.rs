@@ -73,6 +73,12 @@ pub(super) enum Drive {
     Kill,
     /// A submission nobody knows lies in the manager.
     Leftover,
+    /// The worker is ended before it lets go of what has ended.
+    Unforgotten,
+    /// A running job is cancelled by a filter that means it.
+    CancelMany,
+    /// The worker is ended by whatever it creates, again and again.
+    Suspect,
 }
 
 /// Where a point can be passed.
@@ -83,6 +89,8 @@ pub(super) enum Reach {
     Local,
     /// Where submissions can be inert.
     Inert,
+    /// Where a job is submitted again that may have been submitted.
+    Again,
 }
 
 /// One point of the product.
@@ -107,6 +115,7 @@ impl Point {
             Reach::Everywhere => true,
             Reach::Local => manager == Manager::Local,
             Reach::Inert => matches!(manager, Manager::Local | Manager::TwoPhase | Manager::Fenced),
+            Reach::Again => manager != Manager::AtMostOnce,
         }
     }
 }
@@ -115,8 +124,11 @@ const fn point(name: &'static str, drive: Drive, reach: Reach, nth: usize) -> Po
     Point { name, drive, reach, nth }
 }
 
-use Drive::{Cancel, CancelUnbegun, CancelUnrecorded, Drain, Kill, Leftover, Release, Retry, Run};
-use Reach::{Everywhere, Inert, Local};
+use Drive::{
+    Cancel, CancelMany, CancelUnbegun, CancelUnrecorded, Drain, Kill, Leftover, Release, Retry, Run, Suspect,
+    Unforgotten,
+};
+use Reach::{Again, Everywhere, Inert, Local};
 
 /// Every point, and how the matrix gets there.
 pub(super) const POINTS: &[Point] = &[
@@ -129,6 +141,7 @@ pub(super) const POINTS: &[Point] = &[
     point("hold.recorded", Release, Everywhere, 2),
     point("release.recorded", Release, Everywhere, 2),
     point("retry.recorded", Retry, Everywhere, 2),
+    point("bulk.paged", CancelMany, Everywhere, 2),
     point("dispatch.marked", Release, Everywhere, 2),
     point("dispatch.hinted", Release, Everywhere, 2),
     point("rescue.marked", Kill, Everywhere, 2),
@@ -140,6 +153,8 @@ pub(super) const POINTS: &[Point] = &[
     point("claim.hinted", Run, Everywhere, 3),
     point("claim.committed", Run, Everywhere, 3),
     point("claim.acknowledged", Run, Everywhere, 3),
+    point("alone.refused", Suspect, Again, 2),
+    point("alone.committed", Suspect, Again, 2),
     point("adopt.hinted", Kill, Everywhere, 2),
     point("adopt.committed", Kill, Everywhere, 2),
     point("adopt.acknowledged", Kill, Everywhere, 2),
@@ -169,6 +184,7 @@ pub(super) const POINTS: &[Point] = &[
     point("drain.deregistered", Drain, Everywhere, 2),
     point("sweep.found", Leftover, Inert, 2),
     point("sweep.discarded", Leftover, Inert, 2),
+    point("sweep.shipped", Unforgotten, Local, 2),
     point("store.writing", Run, Everywhere, 7),
     point("store.written", Run, Everywhere, 7),
     point("spool.prepared", Run, Local, 3),
@@ -200,7 +216,7 @@ pub(super) struct Cell {
 /// The cells of one form and manager; the quick slice has each point once, where it is cheapest to reach.
 pub(super) fn cells(form: Form, manager: Manager, whole: bool) -> Vec<Cell> {
     let cheapest = |point: &Point| match point.reach {
-        Everywhere | Inert => Manager::TwoPhase,
+        Everywhere | Inert | Again => Manager::TwoPhase,
         Local => Manager::Local,
     };
     let meant = |point: &&Point| {

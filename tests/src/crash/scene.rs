@@ -6,12 +6,15 @@ use super::{
 };
 use crate::{gateway::Client, wait::until};
 use anyhow::{Context as _, Result, bail, ensure};
+use jobgate_shared::domain::SUSPECT_AFTER;
 use serde_json::{Value, json};
 use std::time::Duration;
 use uuid::Uuid;
 
 /// How long something a drive waits for may take; a crash cuts it short.
 const SOON: Duration = Duration::from_secs(15);
+/// How long the sweep may take for what has just ended to be old enough.
+const SWEPT: Duration = Duration::from_secs(30);
 /// How long an order lets a call sleep, for a cancel to come meanwhile.
 const NAP: Duration = Duration::from_millis(1500);
 
@@ -138,6 +141,30 @@ impl Scene {
                 command(&client, &id, "cancel").await?;
                 ended(&client, &id).await.map(drop)
             }
+            Drive::CancelMany => {
+                let id = self.running(deployment).await?;
+                let (status, answer) = client.post("/v1/jobs/cancel?cluster=long", &json!({})).await?;
+                ensure!(status == 200, "cancel of many: {status} {answer}");
+                ended(&client, &id).await.map(drop)
+            }
+            Drive::Unforgotten => {
+                let id = self.end_worker_at("forget.begins", &[Kind::Quick], deployment).await?;
+                ended(&deployment.client()?, &id).await?;
+                until("the rest of it is swept", SWEPT, async || {
+                    let left = deployment.leftovers()?;
+                    ensure!(left.is_empty(), "{left:?}");
+                    Ok(())
+                })
+                .await
+            }
+            Drive::Suspect => {
+                let kinds = [Kind::Quick, Kind::Quick];
+                let id = self.end_worker_at("create.begins", &kinds, deployment).await?;
+                for _ in 1..SUSPECT_AFTER {
+                    self.end_worker_at("create.begins", &[], deployment).await?;
+                }
+                ended(&deployment.client()?, &id).await.map(drop)
+            }
             Drive::Leftover => {
                 deployment.leave_behind()?;
                 until("the leftover is swept", SOON, async || {
@@ -165,6 +192,22 @@ impl Scene {
         command(&client, &id, "cancel").await?;
         ended(&client, &id).await?;
         deployment.orders.withdraw(point)
+    }
+
+    /// Jobs are posted whose worker ends at `point`, and is started again; the first of them.
+    async fn end_worker_at(
+        &mut self,
+        point: &str,
+        kinds: &[Kind],
+        deployment: &mut Deployment,
+    ) -> Result<String> {
+        deployment.orders.abort_at(point, 1)?;
+        let ids = if kinds.is_empty() { Vec::new() } else { self.post(deployment, kinds).await? };
+        tokio::time::timeout(SOON, deployment.orders.abortion(point)).await.context("nobody passed it")?;
+        deployment.see_abort().await?;
+        deployment.orders.withdraw(point)?;
+        deployment.revive().await?;
+        Ok(ids.into_iter().next().unwrap_or_default())
     }
 
     /// A job that runs.

@@ -193,10 +193,11 @@ impl<'a> Case<'a> {
                 Wish::FailOnce => (row.attempt != 2).then_some("its second attempt was to end well"),
                 Wish::FailAlways => Some("it was to fail"),
                 Wish::Overrun => Some("it was to run too long"),
+                Wish::Forever => Some("it was to run until it was canceled"),
             },
             JobState::Failed if told_of_disk() => None,
             JobState::Failed => match wish {
-                Wish::Succeed | Wish::Overrun => Some("it was not to fail"),
+                Wish::Succeed | Wish::Overrun | Wish::Forever => Some("it was not to fail"),
                 Wish::FailOnce => {
                     (!asked || row.attempt != 1).then_some("its second attempt was to end well")
                 }
@@ -204,7 +205,9 @@ impl<'a> Case<'a> {
             },
             JobState::TimedOut => match wish {
                 Wish::Overrun => None,
-                Wish::Succeed | Wish::FailOnce | Wish::FailAlways | Wish::Any => Some("it had time"),
+                Wish::Succeed | Wish::FailOnce | Wish::FailAlways | Wish::Forever | Wish::Any => {
+                    Some("it had time")
+                }
             },
             JobState::Lost => match self.promise(row) {
                 Promise::AtMostOnce => None,
@@ -297,7 +300,7 @@ impl<'a> Case<'a> {
 }
 
 /// What is wrong with the history of `row`.
-fn illegal(row: &Row, entries: &[HistoryEntry]) -> Option<String> {
+pub(crate) fn illegal(row: &Row, entries: &[HistoryEntry]) -> Option<String> {
     let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
         return Some("it has no history".to_owned());
     };
@@ -460,6 +463,14 @@ mod tests {
     fn good_evidence_is_valid_and_the_state_diagram_is_read() {
         assert_eq!(check(&good()), []);
         assert!(STEPS.len() > 20 && STEPS.contains(&(JobState::Running, JobState::TimedOut)), "{STEPS:?}");
+    }
+
+    #[test]
+    fn a_job_that_runs_until_it_is_canceled_must_be_canceled() {
+        let forever = |e: &mut Evidence| e.accepted[0].wish = Wish::Forever;
+        assert_eq!(broken(forever), [Rule::AsWished]);
+        let canceled = |e: &mut Evidence| e.accepted[2].wish = Wish::Forever;
+        assert_eq!(broken(canceled), []);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Wish {
     FailAlways,
     /// Runs longer than its time limit.
     Overrun,
+    /// Runs until it is canceled, which is asked for.
+    Forever,
     /// Fails or not, as the resource manager throws its dice.
     Any,
 }

@@ -215,11 +215,13 @@ impl Load {
             _ if !target.local => Wish::Any,
             0..80 => Wish::Succeed,
             80..90 => Wish::FailOnce,
-            90..97 => Wish::FailAlways,
-            _ => Wish::Overrun,
+            90..95 => Wish::FailAlways,
+            95..98 => Wish::Overrun,
+            _ => Wish::Forever,
         };
         let seconds = match wish {
             Wish::Overrun => "60".to_owned(),
+            Wish::Forever => "86400".to_owned(),
             Wish::Succeed if dice < 40 => "0".to_owned(),
             Wish::Succeed | Wish::FailOnce | Wish::FailAlways | Wish::Any => {
                 format!("{}.{:03}", millis / 1000, millis % 1000)
@@ -228,7 +230,7 @@ impl Load {
         let failing = match wish {
             Wish::FailOnce => "1",
             Wish::FailAlways => "9",
-            Wish::Succeed | Wish::Overrun | Wish::Any => "0",
+            Wish::Succeed | Wish::Overrun | Wish::Forever | Wish::Any => "0",
         };
         let mut spec = if target.local {
             json!({"command": ["/bin/bash", "-c", SCRIPT, "job", target.ledger, seconds, failing]})
@@ -245,8 +247,8 @@ impl Load {
             "max_attempts": if wish == Wish::Overrun { 1 } else { 2 },
             "retry": {"backoff_seconds": 1, "max_backoff_seconds": 1},
         });
-        let plan =
-            Plan { cluster: target.cluster.clone(), wish, cancel_after: cancel.then_some(cancel_after) };
+        let cancel_after = (cancel || wish == Wish::Forever).then_some(cancel_after);
+        let plan = Plan { cluster: target.cluster.clone(), wish, cancel_after };
         (plan, body)
     }
 

@@ -61,7 +61,7 @@ const NAMED_STEP_SETTLES: Duration = Duration::from_mins(1);
 /// Nothing has moved for so long, with every fault healed: it will not.
 const STUCK: Duration = Duration::from_secs(45);
 /// Every job has ended within this after the last fault, or no judgement is given.
-const ALL_SETTLE: Duration = Duration::from_mins(2);
+const ALL_SETTLE: Duration = Duration::from_mins(4);
 const DRAIN: Duration = Duration::from_secs(30);
 /// Requests that are repeated at the end.
 const REPLAYED: usize = 150;
@@ -81,6 +81,8 @@ pub struct Options {
     pub jobs_per_second: f64,
     /// These faults and no other, when there are any.
     pub only: Vec<Fault>,
+    /// A fault that cannot be made here leaves nothing to be judged.
+    pub strict: bool,
 }
 
 /// Says what happens as it happens.
@@ -170,7 +172,8 @@ impl Stage {
         });
         let tortured = self.torture(options).await;
         stop.cancel();
-        let (done, healed) = tortured?;
+        let (mut done, healed) = tortured?;
+        self.note_what_had_no_effect(&mut done);
         say("every fault is healed; waiting until every job has ended");
         let settled = self.settle(healed).await;
         let counts = self.watcher.standing().borrow().counts;
@@ -179,7 +182,9 @@ impl Stage {
         fs::write(options.keep.join("steps.json"), serde_json::to_vec_pretty(&done)?)?;
         let violations = checker::check(&evidence);
         let only_open = violations.iter().all(|violation| violation.rule == checker::Rule::Ended);
+        let all_run = done.iter().all(|done| done.not_run.is_empty());
         let verdict = match &settled {
+            Settled::After(_) if violations.is_empty() && options.strict && !all_run => Verdict::Unknown,
             Settled::After(_) if violations.is_empty() => Verdict::Valid,
             Settled::Moving(_) if only_open => Verdict::Unknown,
             // Nobody saw them end, and they have.
@@ -212,6 +217,18 @@ impl Stage {
             done.push(carried_out);
         }
         Ok((done, Instant::now()))
+    }
+
+    /// A fault that was carried out and hit nothing is none.
+    fn note_what_had_no_effect(&self, done: &mut [Done]) {
+        let Damage { cut, unheard_commits, .. } = &*self.damage;
+        for (fault, hits) in [(Fault::Cuts, cut), (Fault::UnknownCommits, unheard_commits)] {
+            if hits.load(Ordering::Relaxed) == 0 {
+                for done in done.iter_mut().filter(|done| done.step.faults.contains(&fault)) {
+                    done.not_run.push(format!("{}: it hit nothing", fault.name()));
+                }
+            }
+        }
     }
 
     /// Waits until every request is answered and every job has ended.

@@ -126,7 +126,7 @@ impl City {
 
     fn begin_api(&self, process: &Arc<Process>, store: Arc<StoreDoor>, broker: Arc<BrokerDoor>) {
         let (tasks, budget) = (&process.tasks, Arc::new(HintBudget::new()));
-        let hint_for = Duration::from_secs(2);
+        let hint_for = self.world.plan.hint_for;
         if self.world.plan.flaw == Flaw::HintsAreLost {
             budget.set(BTreeMap::new(), 1_000);
         } else {

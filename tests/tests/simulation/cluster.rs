@@ -215,9 +215,14 @@ impl Manager {
         if lock(&self.state).away { Err(away()) } else { Ok(()) }
     }
 
+    /// The job of this name would run for ever.
+    fn is_forever(&self, name: &str) -> bool {
+        place_of(name).and_then(|place| self.world.plan.jobs.get(place)).is_some_and(|wish| wish.forever)
+    }
+
     pub(crate) fn create(&self, job: &ToCreate) -> EngineResult<Submission> {
         self.answers()?;
-        let (run, now) = (self.world.plan.run(job.tag), self.world.now());
+        let (run, now) = (self.world.plan.run(job.tag, self.is_forever(&job.name)), self.world.now());
         if run.refused {
             self.world.came(Outcome::CreateRefused);
             return Err(EngineError::Refused("the manager will never take this".to_owned()));
@@ -455,6 +460,11 @@ impl Manager {
 /// What the job at this place of the plan is called.
 pub(crate) fn job_name(place: usize) -> String {
     format!("job-{place}")
+}
+
+/// The place in the plan of what is called so.
+pub(crate) fn place_of(name: &str) -> Option<usize> {
+    name.strip_prefix("job-")?.parse().ok()
 }
 
 fn submission(id: &str) -> Submission {

@@ -136,6 +136,8 @@ counted! {
         KeyReplayed,
         /// A worker drained to its end.
         Drained,
+        /// A job that would run for ever was ended by its cancel.
+        EndedByCancel,
     }
 }
 
@@ -253,6 +255,8 @@ pub(crate) struct Wish {
     pub(crate) time_limit: Option<u64>,
     /// Due so long after it is posted.
     pub(crate) delay: Duration,
+    /// It would run for ever, so its user cancels it in the end.
+    pub(crate) forever: bool,
 }
 
 /// What becomes of an attempt at its resource manager: the same whoever submits it, however often.
@@ -308,7 +312,14 @@ pub(crate) struct Plan {
     pub(crate) poison: Option<usize>,
     /// How many calls a worker makes to a manager at once.
     pub(crate) calls: usize,
+    /// How long a hint counts before another is given.
+    pub(crate) hint_for: Duration,
 }
+
+/// Longer than any run.
+const FOR_EVER: Duration = Duration::from_hours(24);
+/// As long as a hint may count: longer than what gives each once may take to settle.
+const HINTS_LAST: Duration = Duration::from_mins(5);
 
 /// How often calls and messages are struck while their fault is on, from gentle to hard.
 const RATES: [u32; 4] = [10, 40, 120, 300];
@@ -321,7 +332,15 @@ impl Plan {
         let calm = dice.below(16) == 0;
         let density = dice.pick(&[100, 300, 600]);
         let mut on = |_: &Fault| if !calm && dice.chance(density) { dice.pick(&RATES) } else { 0 };
-        let rates: Vec<u32> = Fault::ALL.iter().map(&mut on).collect();
+        let mut rates: Vec<u32> = Fault::ALL.iter().map(&mut on).collect();
+        // One in twelve gives no hint a second time, and nothing in it may cost one: not the death of a worker that holds it.
+        let once = dice.below(12) == 0;
+        if once {
+            let kept =
+                |fault: &Fault| matches!(fault, Fault::Kill | Fault::HintDoubled | Fault::StoreCallLost);
+            let all = Fault::ALL.iter().zip(&mut rates);
+            all.for_each(|(fault, rate)| *rate = if kept(fault) { 300 } else { 0 });
+        }
         let chaos = dice.millis(10_000, 40_000);
         let clusters = 1 + usize::from(dice.chance(400));
         let modes = [
@@ -332,7 +351,10 @@ impl Plan {
             SubmitMode::AtMostOnce,
         ];
         let modes = (0..clusters).map(|_| forced(flaw).unwrap_or(dice.pick(&modes))).collect();
-        let jobs: Vec<Wish> = (0..4 + dice.below(12)).map(|_| wish(dice, clusters)).collect();
+        let jobs = (0..4 + dice.below(12)).map(|_| wish(dice, clusters));
+        let jobs: Vec<Wish> = jobs
+            .map(|wish| if once { Wish { hold: false, delay: Duration::ZERO, ..wish } } else { wish })
+            .collect();
         let processes = [
             (Role::Api, 1 + usize::from(dice.chance(300))),
             (Role::Worker, 2 + usize::from(dice.chance(400))),
@@ -356,6 +378,7 @@ impl Plan {
             room: dice.pick(&[1, 2, 4, 100]),
             calls: dice.pick(&[1, 2, 16]),
             poison: None,
+            hint_for: if once { HINTS_LAST } else { Duration::from_secs(2) },
         };
         // It takes its time, so few runs have one.
         plan.poison = (plan.has(Fault::Poison) && dice.chance(100)).then_some(0);
@@ -373,17 +396,25 @@ impl Plan {
         self.rate(fault) > 0
     }
 
+    /// A hint is given once.
+    pub(crate) fn hints_once(&self) -> bool {
+        self.hint_for == HINTS_LAST
+    }
+
     /// What becomes of an attempt.
-    pub(crate) fn run(&self, tag: SubmissionTag) -> Run {
+    pub(crate) fn run(&self, tag: SubmissionTag, forever: bool) -> Run {
         let (high, low) = tag.job.0.as_u64_pair();
         let mut bits = Stream::new(self.seed ^ high ^ low.rotate_left(17) ^ u64::from(tag.attempt));
         let mut below = |n: u64| bits.bits() % n;
         Run {
             refused: below(25) == 0,
             queues: Duration::from_millis(if below(3) == 0 { below(4_000) } else { 0 }),
-            length: Duration::from_millis(if below(3) == 0 { 0 } else { below(9_000) }),
+            length: match if below(3) == 0 { 0 } else { below(9_000) } {
+                _ if forever => FOR_EVER,
+                millis => Duration::from_millis(millis),
+            },
             exit: if below(10) < 6 { 0 } else { 1 + i32::try_from(below(3)).unwrap_or(0) },
-            vanishes: self.has(Fault::Vanishes) && below(8) == 0,
+            vanishes: self.has(Fault::Vanishes) && below(8) == 0 && !forever,
         }
     }
 
@@ -401,6 +432,17 @@ impl Plan {
             }
         };
         some(dice, 6, &mut |_| Action::Cancel);
+        if self.hints_once() {
+            for _ in 0..=dice.below(6) {
+                // Cut off, a worker has a claim to make and a hint in hand for a while.
+                let (at, long) = (dice.millis(0, chaos), dice.millis(200, 4_000));
+                script.push((at, Action::Cut(Role::Worker, Link::Store, long)));
+                let soon = dice.millis(0, 2_000);
+                script.push((at + soon, Action::Kill(Role::Worker, long)));
+            }
+            script.sort_by_key(|(at, _)| *at);
+            return script;
+        }
         some(dice, 2, &mut |_| Action::Hold);
         some(dice, 2, &mut |_| Action::Release);
         some(dice, 4, &mut |_| Action::Retry);
@@ -495,13 +537,15 @@ fn forced(flaw: Flaw) -> Option<SubmitMode> {
 }
 
 fn wish(dice: &mut Dice, clusters: usize) -> Wish {
+    let forever = dice.chance(60);
     Wish {
         cluster: usize::try_from(dice.below(clusters as u64)).unwrap_or(0),
         hold: dice.chance(80),
         priority: dice.pick(&[0, 0, 0, 50, -50]),
         max_attempts: dice.pick(&[1, 1, 2, 3]),
         retry_lost: dice.chance(300),
-        time_limit: dice.chance(150).then(|| 1 + dice.below(4)),
+        time_limit: dice.chance(150).then(|| 1 + dice.below(4)).filter(|_| !forever),
         delay: if dice.chance(100) { dice.millis(500, 8_000) } else { Duration::ZERO },
+        forever,
     }
 }

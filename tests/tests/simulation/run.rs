@@ -3,12 +3,13 @@
 use crate::{
     city::{City, SWEPT_WITHIN},
     cluster::{End, Manager, Start},
-    plan::{Flaw, Plan},
+    plan::{Flaw, Outcome, Plan},
     store::Rows,
     watch::is_legal,
     world::{RunClock, Seen, World, lock},
 };
 use jobgate_shared::{
+    clock::Clock as _,
     domain::{Command, Job, JobId, JobState, SubmissionTag},
     random,
     store::memory::MemoryStore,
@@ -26,6 +27,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 /// How long everything may take to settle once all is well: the longest waits between two tries of anything, and a
 /// lease.
 const SETTLES_WITHIN: Duration = Duration::from_mins(5);
+
+/// How long after all is well every hint that was given has led to a claim, which is sooner than it is given again.
+const HINTED_WITHIN: Duration = Duration::from_mins(2);
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +121,10 @@ async fn live(plan: Plan, traced: bool) -> Verdict {
 /// Waits until every job has ended and nothing is left anywhere.
 async fn settle(city: &Arc<City>) {
     let (world, healed) = (&city.world, Instant::now());
-    let limit = SETTLES_WITHIN + world.plan.latest;
+    // What is stranded is hinted to one worker, and hinted again only after some lives of a hint if that one dies.
+    let hints = if world.plan.hints_once() { 6 * world.plan.hint_for } else { Duration::ZERO };
+    let limit = SETTLES_WITHIN + world.plan.latest + hints;
+    let mut looked = false;
     let mut over_since = None;
     loop {
         let busy = world.is_flying() || city.waiting.load(Ordering::SeqCst) > 0;
@@ -148,6 +155,14 @@ async fn settle(city: &Arc<City>) {
             }
             city.resume_all();
         }
+        // A second hint would settle what lost its only one.
+        if world.plan.hints_once() && !looked && healed.elapsed() > HINTED_WITHIN {
+            looked = true;
+            let lost = unclaimed(city);
+            if !lost.is_empty() {
+                world.wrong(|| format!("not settled: the only hint of {lost:?} is lost"));
+            }
+        }
         if healed.elapsed() > limit {
             let open: BTreeMap<JobId, _> = city.rows.watch(|watch| {
                 let open = watch.jobs.iter().filter(|(_, job)| !job.state.is_terminal());
@@ -159,6 +174,17 @@ async fn settle(city: &Arc<City>) {
         }
         sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// Jobs that have long been due and that nobody has claimed in this attempt.
+fn unclaimed(city: &City) -> Vec<JobId> {
+    let known: Vec<JobId> = city.rows.watch(|watch| watch.jobs.keys().copied().collect());
+    let long_ago = city.clock.now() - HINTED_WITHIN / 2;
+    let waits = |job: &Job| {
+        let life = &job.life;
+        life.state == JobState::Initialized && life.fruitless_claims == 0 && life.due_at < long_ago
+    };
+    known.into_iter().filter(|id| city.rows.row(*id).is_some_and(|job| waits(&job))).collect()
 }
 
 /// Everything that must be true at the end.
@@ -188,6 +214,7 @@ fn check(city: &City) {
         let tag = SubmissionTag { job: id, attempt: job.life.attempt };
         check_job(city, &job, starts.get(&tag).map_or(&[], Vec::as_slice));
         check_story(city, &job);
+        check_cancel(city, &job);
     }
     let depths = city.rows.depths();
     if depths != counts {
@@ -232,7 +259,7 @@ fn check_job(city: &City, job: &Job, starts: &[Start]) {
             (Some(End::Exit(code)), true) => code != 0 && life.exit_code == Some(code),
             (_, true) => false,
             (_, false) if reason.starts_with("given up") => true,
-            (_, false) => world.plan.run(tag).refused && starts.is_empty(),
+            (_, false) => world.plan.run(tag, false).refused && starts.is_empty(),
         },
         JobState::Canceled => recorded.is_none() || end == Some(End::Canceled),
         JobState::TimedOut => {
@@ -258,6 +285,24 @@ fn check_job(city: &City, job: &Job, starts: &[Start]) {
         matches!(life.state, JobState::Finished) || life.state == JobState::Failed && recorded.is_some();
     if ran && !matches!(starts, [start] if Some(&start.id) == recorded.as_ref()) {
         world.wrong(|| format!("{tag} is {} and began {starts:?}", life.state));
+    }
+}
+
+/// What runs until it is canceled was canceled, unless it never ran.
+fn check_cancel(city: &City, job: &Job) {
+    let (world, life) = (&city.world, &job.life);
+    if !city.is_forever(job.id) {
+        return;
+    }
+    match (life.state, life.submission.is_some()) {
+        (JobState::Canceled, recorded) => {
+            if recorded {
+                world.came(Outcome::EndedByCancel);
+            }
+        }
+        // What `check_job` finds true of it: refused, given up, not to be known or forgotten.
+        (JobState::Failed, false) | (JobState::Lost, _) => {}
+        (state, _) => world.wrong(|| format!("{} would run for ever, was canceled and is {state}", job.id)),
     }
 }
 

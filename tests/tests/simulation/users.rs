@@ -2,7 +2,7 @@
 
 use crate::{
     city::City,
-    cluster::job_name,
+    cluster::{job_name, place_of},
     plan::{Outcome, Setting},
     world::lock,
 };
@@ -55,13 +55,8 @@ impl City {
                     match answer {
                         // Nobody answered, or nobody knows: the same key makes it safe to post it again.
                         None | Some(Accepted::Away) => {}
-                        Some(Accepted::Created(job)) => {
-                            lock(&city.accepted).insert(place, job.id);
-                            return;
-                        }
-                        Some(Accepted::Existing(job)) => {
-                            city.world.came(Outcome::KeyReplayed);
-                            lock(&city.accepted).insert(place, job.id);
+                        Some(answer @ (Accepted::Created(_) | Accepted::Existing(_))) => {
+                            city.is_accepted(place, answer).await;
                             return;
                         }
                         Some(other @ (Accepted::KeyReused | Accepted::Refused)) => {
@@ -73,6 +68,25 @@ impl City {
                 city.pause_for_breath().await;
             }
         });
+    }
+
+    async fn is_accepted(self: &Arc<Self>, place: usize, answer: Accepted) {
+        if matches!(answer, Accepted::Existing(_)) {
+            self.world.came(Outcome::KeyReplayed);
+        }
+        let (Accepted::Created(job) | Accepted::Existing(job)) = answer else { return };
+        lock(&self.accepted).insert(place, job.id);
+        if self.world.plan.jobs[place].forever {
+            let time = self.world.dice().millis(0, 20_000);
+            sleep(time).await;
+            self.ask(job.id, Command::Cancel);
+        }
+    }
+
+    /// Its user has it canceled, and it would run for ever.
+    pub(crate) fn is_forever(&self, job: JobId) -> bool {
+        let place = self.rows.row(job).and_then(|row| place_of(&row.name));
+        place.is_some_and(|place| self.world.plan.jobs[place].forever)
     }
 
     fn new_job(&self, place: usize) -> NewJob {
@@ -113,7 +127,9 @@ impl City {
 
     /// Asks something of some job.
     pub(crate) fn command(self: &Arc<Self>, command: Command) {
-        if let Some(job) = self.some_job() {
+        // Nobody cancels it once more.
+        let wanted = |job: &JobId| command != Command::Retry || !self.is_forever(*job);
+        if let Some(job) = self.some_job().filter(wanted) {
             self.ask(job, command);
         }
     }

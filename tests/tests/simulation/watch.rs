@@ -91,6 +91,9 @@ impl Watch {
         if cancel && entry.to.phase() == jobgate_shared::domain::Phase::Waiting && !by_hand {
             world.wrong(|| format!("{job} waits again although a cancel was committed"));
         }
+        if cancel && (entry.from, entry.to) == (Some(JobState::Claimed), JobState::Pending) {
+            world.wrong(|| format!("{job} is recorded although a cancel was committed"));
+        }
         cancel |= entry.reason.as_deref() == Some("cancel requested");
         self.count(world, change, cancel);
         if next && !by_hand {

@@ -5,6 +5,7 @@ use super::{Worker, answered_within, drive::Message, lease::Lease};
 use futures::future::BoxFuture;
 use jobgate_shared::{
     domain::{Job, JobId, JobState, Refusal, WorkerId},
+    failpoint,
     retry::Delays,
     store::{Claimed, StoreResult, WorkerCluster},
     supervise::Tasks,
@@ -151,9 +152,13 @@ impl Alone {
             }
         }
         let Claimer { worker, id, served, .. } = &self.claimer;
+        failpoint::pass("alone.refused");
         let claim = || worker.leases.claim_alone(*id, served, suspect);
         let job = match self.claimer.answer(claim).await? {
-            Some(Claimed::Granted(job)) => Some(job),
+            Some(Claimed::Granted(job)) => {
+                failpoint::pass("alone.committed");
+                Some(job)
+            }
             Some(Claimed::Refused(_) | Claimed::Absent) | None => None,
         };
         self.inbox.send(Message::ClaimedAlone { cluster, job, turn }).await.ok()

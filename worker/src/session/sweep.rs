@@ -99,6 +99,7 @@ async fn finish(
         }
     }
     if done {
+        failpoint::pass("sweep.shipped");
         served.pace.turn().await;
         counted(served, "forget", engine.forget(tag, submission)).await?;
     }
