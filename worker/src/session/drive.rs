@@ -6,12 +6,14 @@ use crate::{
     engine::{EngineError, EngineResult, Sighting},
     regulator::{Answer, Load, Regulator},
 };
+use anyhow::anyhow;
+use futures::FutureExt as _;
 use jobgate_shared::{
     domain::{Job, Submission, SubmissionTag, WorkerId},
     failpoint,
     store::{Heartbeat, Pulse, StoreError},
 };
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::Instant,
@@ -316,7 +318,9 @@ impl Drive {
                 watched.iter().map(|(hold, submission)| (hold.tag, submission.clone())).collect();
             served.pace.turn().await;
             let began = Instant::now();
-            let answer = served.pace.pays(served.engine.poll(&asked)).await;
+            // Whoever adopted these jobs would look at them and panic in turn: a manager that cannot be read is away.
+            let look = AssertUnwindSafe(served.pace.pays(served.engine.poll(&asked))).catch_unwind();
+            let answer = look.await.unwrap_or_else(|_| Err(EngineError::Away(anyhow!("the engine panicked"))));
             failpoint::pass("watch.seen");
             let took = began.elapsed();
             metrics::histogram!("jobgate_poll_seconds", "cluster" => name.clone()).record(took.as_secs_f64());
@@ -359,7 +363,8 @@ impl Drive {
                 if !cancel.is_empty() {
                     failpoint::pass("cancel.known");
                 }
-                if !settled.is_empty() {
+                let goes_on = !settled.is_empty();
+                if goes_on {
                     failpoint::pass("settle.known");
                 }
                 let cancel = cancel.into_iter().map(Input::CancelRequested);
@@ -367,7 +372,8 @@ impl Drive {
                     .chain(settled.into_iter().map(Input::Settled))
                     .chain(lost.into_iter().map(Input::Lost));
                 self.step(news.collect());
-                if self.in_hand().1 >= MANY_UNSETTLED {
+                // Where nothing settles, asking more often would only burden who is behind already.
+                if goes_on && self.core.unsettled().len() >= MANY_UNSETTLED {
                     self.next_heartbeat = self.next_heartbeat.min(self.now() + SOON);
                 }
             }

@@ -1,7 +1,7 @@
 //! What this worker has by the rows, compared with what it knows: a claim that was taken for lost may commit after all, and
 //! while this worker lives nobody else looks after its jobs.
 
-use super::{Worker, claim::Claimer, drive::Message, lease::Lease};
+use super::{Worker, claim::Claimer, drive::Message};
 use crate::core::Input;
 use jobgate_shared::{
     domain::{JobId, WorkerId},
@@ -9,34 +9,37 @@ use jobgate_shared::{
 };
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Most jobs claimed again at once.
 const MAX_CLAIM: usize = 1000;
 
 /// Looks once a lease, so that two looks in a row are further apart than any answer to a claim is waited for.
-pub(super) fn spawn(
-    tasks: &Tasks,
-    worker: &Arc<Worker>,
+pub(super) fn spawn(tasks: &Tasks, worker: &Arc<Worker>, id: WorkerId, inbox: &mpsc::Sender<Message>) {
+    let (worker, inbox, over) = (worker.clone(), inbox.clone(), tasks.shutdown().clone());
+    tasks.supervise("held", move || look(worker.clone(), id, inbox.clone(), over.clone()));
+}
+
+async fn look(
+    worker: Arc<Worker>,
     id: WorkerId,
-    inbox: &mpsc::Sender<Message>,
-    lease: &Arc<Lease>,
-) {
-    let (worker, inbox, lease) = (worker.clone(), inbox.clone(), lease.clone());
-    tasks.spawn("held", async move {
-        let between = worker.timing.lease;
-        while lease.over().run_until_cancelled(tokio::time::sleep(between)).await.is_some() {
-            match worker.leases.held(id).await {
-                Ok(jobs) => {
-                    if inbox.send(Message::Inputs(vec![Input::Held(jobs)])).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(worker = %id, error = format!("{:#}", anyhow::Error::new(error)), "cannot look for claims unheard of; looking again later");
+    inbox: mpsc::Sender<Message>,
+    over: CancellationToken,
+) -> anyhow::Result<()> {
+    let between = worker.timing.lease;
+    while over.run_until_cancelled(tokio::time::sleep(between)).await.is_some() {
+        match worker.leases.held(id).await {
+            Ok(jobs) => {
+                if inbox.send(Message::Inputs(vec![Input::Held(jobs)])).await.is_err() {
+                    break;
                 }
             }
+            Err(error) => {
+                tracing::debug!(worker = %id, error = format!("{:#}", anyhow::Error::new(error)), "cannot look for claims unheard of; looking again later");
+            }
         }
-    });
+    }
+    Ok(())
 }
 
 /// Claims again what the core did not know of, as much at once as waits.

@@ -131,12 +131,22 @@ impl Worker {
     /// Works until `shutdown`, then drains. An identity whose lease ended is followed by a new one.
     pub async fn run(self, shutdown: CancellationToken) {
         let worker = Arc::new(self);
+        // Identities that end one after the other would count as workers that die.
+        let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(30));
         while let Some((id, lease)) = shutdown.run_until_cancelled(worker.register()).await {
+            let began = worker.clock.monotonic();
             match worker.session(id, lease, &shutdown).await {
                 Ended::Drained => break,
                 Ended::LeaseOver => {
                     metrics::counter!("jobgate_worker_leases_lost_total").increment(1);
                     tracing::error!(worker = %id, "the lease ran out, or a part of the worker panicked; what was held is dropped and a new identity begins");
+                    if began.elapsed() > Duration::from_mins(1) {
+                        delays.reset();
+                    }
+                    let rest = tokio::time::sleep(delays.next_delay());
+                    if shutdown.run_until_cancelled(rest).await.is_none() {
+                        break;
+                    }
                 }
             }
         }
@@ -193,10 +203,12 @@ impl Worker {
         };
         intakes.spawn(&tasks);
         drop(intakes);
-        load::spawn(&tasks, self, &inbox, &lease);
-        share::spawn(&tasks, self, &inbox, &lease);
-        sweep::spawn(&tasks, self, &lease);
-        held::spawn(&tasks, self, id, &inbox, &lease);
+        // These do without one another, and begin again by themselves.
+        let aside = Tasks::new(lease.over().clone());
+        load::spawn(&aside, self, &inbox);
+        share::spawn(&aside, self, &inbox);
+        sweep::spawn(&aside, self, &lease);
+        held::spawn(&aside, self, id, &inbox);
         rounds::listen(&tasks, self, &inbox, &lease);
         let performer = perform::Performer::spawn(self, id, &inbox, &lease, claimer);
         drop(inbox);
@@ -205,6 +217,7 @@ impl Worker {
         // Whatever still waits for something waits in vain: the identity is over.
         lease.end();
         tasks.stop().await;
+        aside.wait().await;
         if matches!(ended, Ended::Drained) {
             failpoint::pass("drain.finished");
             if let Err(error) = self.leases.deregister(id).await {

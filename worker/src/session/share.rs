@@ -4,7 +4,7 @@
 //! newcomer waits before it takes its own until those who are there have heard of it, so that the parts never add up to
 //! more than the whole.
 
-use super::{Served, Worker, drive::Message, lease::Lease};
+use super::{Served, Worker, drive::Message};
 use jobgate_shared::{domain::ClusterName, store::StoreResult, supervise::Tasks};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
@@ -16,15 +16,19 @@ impl Served {
 }
 
 /// Tells the loop and the calls what part is this worker's, while the lease holds.
-pub(super) fn spawn(tasks: &Tasks, worker: &Arc<Worker>, inbox: &mpsc::Sender<Message>, lease: &Arc<Lease>) {
+pub(super) fn spawn(tasks: &Tasks, worker: &Arc<Worker>, inbox: &mpsc::Sender<Message>) {
     // An identity before this one may have known another part, and is not counted any more.
     worker.clusters.iter().for_each(|served| served.pace.share(0));
     if !worker.clusters.iter().any(Served::is_shared) {
         return;
     }
-    let (worker, inbox, lease) = (worker.clone(), inbox.clone(), lease.clone());
-    tasks.spawn("share", async move {
-        lease.over().run_until_cancelled(follow(&worker, &inbox)).await;
+    let (worker, inbox, over) = (worker.clone(), inbox.clone(), tasks.shutdown().clone());
+    tasks.supervise("share", move || {
+        let (worker, inbox, over) = (worker.clone(), inbox.clone(), over.clone());
+        async move {
+            over.run_until_cancelled(follow(&worker, &inbox)).await;
+            Ok(())
+        }
     });
 }
 

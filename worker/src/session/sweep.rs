@@ -18,20 +18,23 @@ const FIRST: Duration = Duration::from_secs(5);
 /// Sweeps every cluster soon and then now and again while the lease holds.
 pub(super) fn spawn(tasks: &Tasks, worker: &Arc<Worker>, lease: &Arc<Lease>) {
     let (worker, lease) = (worker.clone(), lease.clone());
-    tasks.spawn("sweep", async move {
-        let mut wait = FIRST.min(worker.timing.sweep);
-        while lease.over().run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
-            wait = worker.timing.sweep;
-            for place in 0..worker.clusters.len() {
-                let swept = lease.over().run_until_cancelled(sweep(&worker, place, &lease)).await;
-                let Some(swept) = swept else { return };
-                if let Err(error) = swept {
-                    let cluster = &worker.clusters[place].name;
-                    tracing::warn!(%cluster, error = format!("{error:#}"), "leftovers not swept; trying again later");
-                }
+    tasks.supervise("sweep", move || run(worker.clone(), lease.clone()));
+}
+
+async fn run(worker: Arc<Worker>, lease: Arc<Lease>) -> anyhow::Result<()> {
+    let mut wait = FIRST.min(worker.timing.sweep);
+    while lease.over().run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+        wait = worker.timing.sweep;
+        for place in 0..worker.clusters.len() {
+            let swept = lease.over().run_until_cancelled(sweep(&worker, place, &lease)).await;
+            let Some(swept) = swept else { break };
+            if let Err(error) = swept {
+                let cluster = &worker.clusters[place].name;
+                tracing::warn!(%cluster, error = format!("{error:#}"), "leftovers not swept; trying again later");
             }
         }
-    });
+    }
+    Ok(())
 }
 
 async fn sweep(worker: &Worker, place: usize, lease: &Lease) -> anyhow::Result<()> {

@@ -47,7 +47,7 @@ struct Belled {
     polling: AtomicBool,
     poll_takes: Duration,
     create_takes: Duration,
-    /// The next create panics.
+    /// The next create or poll panics.
     panics: AtomicBool,
     /// A job ends before its start is answered, which takes so long.
     ends_at_start: Option<Duration>,
@@ -113,6 +113,7 @@ impl Engine for Belled {
     }
 
     async fn poll(&self, submissions: &[(SubmissionTag, Submission)]) -> EngineResult<Vec<Sighting>> {
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "as the test asked for");
         assert!(!self.polling.swap(true, Ordering::SeqCst), "two polls at once");
         self.polls.send_modify(|polls| polls.push((Instant::now(), submissions.len())));
         tokio::time::sleep(self.poll_takes).await;
@@ -462,6 +463,21 @@ async fn a_panic_in_a_call_ends_the_identity_and_the_next_one_takes_what_is_hint
     house.store.inner.deregister(identities().await[0].id).await.unwrap();
     house.hint(vec![tags[0].job]).await;
     house.until_watched(1).await;
+    house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_look_is_an_answer_that_did_not_come() {
+    let mut house = House::start(Belled::default());
+    let tags = house.post(1).await;
+    house.until_watched(1).await;
+    house.engine.panics.store(true, Ordering::SeqCst);
+    house.engine.end(tags[0]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!house.engine.panics.load(Ordering::SeqCst), "it was looked at");
+    house.engine.bell.notify_one();
+    assert_eq!(house.next_end().await, tags[0].job);
+    assert_eq!(house.store.inner.workers().await.unwrap().len(), 1, "no other identity began");
     house.stop().await;
 }
 
