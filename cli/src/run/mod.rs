@@ -166,6 +166,7 @@ impl Running<'_> {
                         if submitted.interrupted.replace(name).is_some() {
                             return Ok(None);
                         }
+                        self.progress.say(&format!("{name}: nothing more is submitted"));
                     }
                 }
             };
