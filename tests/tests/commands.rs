@@ -199,6 +199,24 @@ async fn an_interrupt_of_a_run_that_still_submits_ends_the_submission() -> Resul
     serve.drain(Duration::from_secs(20)).await
 }
 
+#[tokio::test]
+async fn an_interrupt_of_a_run_whose_submission_then_fails_cancels_what_was_submitted() -> Result<()> {
+    let mut site = Site::embedded(CONFIG)?;
+    let mut serve = site.start("serve").await?;
+    let mut door = Door::before(&site, &serve).await?;
+    let mut run = site.begin(&["run", &batches(&site, 3)?])?;
+    door.knock().await?.answer(None)?;
+    let second = door.knock().await?;
+    run.signal(Signal::INT)?;
+    seen(&mut run, "SIGINT: nothing more is submitted").await?;
+    second.answer(Some("the door is shut"))?;
+    let ended = run.exited(SOON).await?;
+    ensure!(ended.code() == Some(5), "the gateway refused: {ended}: {}", run.log_tail());
+    ensure!(run.log_tail().contains("the door is shut"), "{}", run.log_tail());
+    canceled(&site.client(&serve)?, 1_000).await?;
+    serve.drain(Duration::from_secs(20)).await
+}
+
 /// A file of held jobs that are submitted in so many batches.
 fn batches(site: &Site, batches: usize) -> Result<String> {
     let job = json!({"hold": true, "spec": {"command": ["true"]}}).to_string() + "\n";
