@@ -3,17 +3,25 @@
 //! Nothing here is in anybody's way: every batch is followed by a rest several times as long as it took, and nothing a
 //! job needs depends on it. Any number of processes may do it at once.
 
+use futures::TryStreamExt as _;
 use jobgate_shared::{
     clock::Clock,
     domain::{ClusterName, JobId, JobState},
-    logs::LogStore,
+    logs::{ALL_SHIPPED_AFTER, Doom, LogError, LogStore},
+    random,
     retry::Delays,
     settings::{Number, Period},
-    store::{Depth, Oldest, Scope, Store},
+    store::{Depth, Oldest, Store},
     supervise::Tasks,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How often counts are folded.
@@ -25,6 +33,8 @@ const SWEEP_EVERY: Duration = Duration::from_mins(10);
 /// How old the note of them must be: whoever made it has removed the rows by then, or never will, and no worker ships what
 /// it still had of them.
 const SWEEP_AFTER: Duration = Duration::from_hours(1);
+/// Notes of them that are known at once.
+const NOTES: usize = 100;
 /// Between two batches, at least.
 const SHORTEST_REST: Duration = Duration::from_millis(50);
 
@@ -126,52 +136,75 @@ impl Housekeeping {
             let jobs = self.store.retirable(before, limit).await?;
             // First the note, then the rows, then the logs: somebody may try a job again at any moment, which then keeps
             // its logs, and whenever this process dies nothing stays for ever.
-            self.logs.doom(&jobs, self.clock.now()).await?;
+            let note = self.logs.doom(&jobs, self.clock.now()).await?;
             // Also with no jobs: the feed grows old by itself.
             let removed = self.store.retire(&jobs, before).await?;
             metrics::counter!("jobgate_retired_jobs_total").increment(removed);
-            let gone = if removed == jobs.len() as u64 { jobs.clone() } else { self.gone(&jobs).await? };
-            if let Err(error) = self.logs.remove(&gone).await {
-                let error = format!("{:#}", anyhow::Error::new(error));
-                tracing::warn!(error, "some logs of removed jobs are left; they are removed later");
-            }
-            if jobs.len() < limit as usize {
+            let limit_reached = jobs.len() >= limit as usize;
+            let gone = if removed == jobs.len() as u64 { jobs } else { self.gone(jobs).await? };
+            // Of a job that ended lately more may come; the note stays for that.
+            let note = note.filter(|_| *self.config.keep_ended >= ALL_SHIPPED_AFTER);
+            told_if_left(self.remove_logs(&gone, note).await);
+            if !limit_reached {
                 return Ok(());
             }
-            let took = self.clock.monotonic() - began;
-            tokio::time::sleep((took * REST).max(SHORTEST_REST)).await;
+            self.rest(began).await;
         }
     }
 
     /// Those of these jobs that have no row any more.
-    async fn gone(&self, jobs: &[JobId]) -> anyhow::Result<Vec<JobId>> {
-        let mut gone = Vec::new();
-        for job in jobs {
-            if self.store.get(&Scope::All, *job).await?.is_none() {
-                gone.push(*job);
-            }
+    async fn gone(&self, mut jobs: Vec<JobId>) -> anyhow::Result<Vec<JobId>> {
+        let present: HashSet<JobId> = self.store.present(&jobs).await?.into_iter().collect();
+        jobs.retain(|job| !present.contains(job));
+        Ok(jobs)
+    }
+
+    /// Removes the logs of these jobs, and then the note of them.
+    async fn remove_logs(&self, gone: &[JobId], note: Option<Doom>) -> Result<(), LogError> {
+        self.logs.remove(gone).await?;
+        match note {
+            Some(note) => self.logs.strike_out(note).await,
+            None => Ok(()),
         }
-        Ok(gone)
     }
 
     /// Removes the logs of jobs that were removed and left some: their remover died, or a worker shipped more afterwards.
     async fn sweep(self: Arc<Self>) -> anyhow::Result<()> {
-        for note in self.logs.dooms(self.clock.now() - SWEEP_AFTER).await? {
-            let gone = self.gone(&self.logs.doomed(&note).await?).await?;
-            match self.logs.remove(&gone).await {
-                Ok(()) => self.logs.strike_out(note).await?,
-                // It keeps nobody else's from going.
-                Err(error) => {
-                    let error = format!("{:#}", anyhow::Error::new(error));
-                    tracing::warn!(error, "logs of removed jobs cannot be removed; it is tried again");
-                }
+        let mut found = self.logs.dooms(self.clock.now() - SWEEP_AFTER).try_chunks(NOTES);
+        while let Some(mut notes) = found.try_next().await.map_err(|stopped| stopped.1)? {
+            // Every process in an order of its own, so that they do not do the same at the same time.
+            notes.sort_by_cached_key(|_| random::share().to_bits());
+            for note in notes {
+                let began = self.clock.monotonic();
+                let removed = match self.logs.doomed(&note).await {
+                    // Another has seen to it.
+                    Ok(None) => continue,
+                    Ok(Some(jobs)) => self.remove_logs(&self.gone(jobs).await?, Some(note)).await,
+                    Err(error) => Err(error),
+                };
+                // One that cannot be seen to keeps no other from it.
+                told_if_left(removed);
+                self.rest(began).await;
             }
         }
         Ok(())
     }
 
+    /// Gives way to others after a batch that began then.
+    async fn rest(&self, began: Instant) {
+        let took = self.clock.monotonic() - began;
+        tokio::time::sleep((took * REST).max(SHORTEST_REST)).await;
+    }
+
     async fn compact(self: Arc<Self>) -> anyhow::Result<()> {
         Ok(self.store.compact_counts().await?)
+    }
+}
+
+fn told_if_left(removed: Result<(), LogError>) {
+    if let Err(error) = removed {
+        let error = format!("{:#}", anyhow::Error::new(error));
+        tracing::warn!(error, "some logs of removed jobs are left; they are removed later");
     }
 }
 

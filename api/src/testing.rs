@@ -169,6 +169,7 @@ passing_on! {
     ping() -> ();
     now() -> DateTime<Utc>;
     get(scope: &Scope, job: JobId) -> Option<Job>;
+    present(jobs: &[JobId]) -> Vec<JobId>;
     list(scope: &Scope, filter: &Filter, page: PageRequest) -> Page;
     history(scope: &Scope, job: JobId) -> Option<Vec<HistoryEntry>>;
     command(scope: &Scope, jobs: &[JobId], command: Command, by: &str) -> Vec<Commanded>;

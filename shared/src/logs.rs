@@ -4,15 +4,15 @@
 //! the chunks tells the stream's length once nothing will follow. The bytes of a stream are the same whoever ships them,
 //! so a zombie and its adopter may both write: a chunk is never replaced, and a reader takes what reaches furthest.
 //!
-//! Whoever removes rows notes beforehand whose logs go with them (`doomed/<time>-<job>-<number>`, a job a line), so
-//! that a crash in between leaves none for ever.
+//! Whoever removes rows notes beforehand whose logs go with them (`doomed/<time>-<random>`, a job a line), so that a crash
+//! in between leaves none for ever.
 //!
 //! Nothing here knows rows or engines; who may read a log, and when it may go, is decided elsewhere.
 
-use crate::domain::JobId;
+use crate::{domain::JobId, random};
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, future::ready, stream::BoxStream};
 use object_store::{
     Error as ObjectError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, local::LocalFileSystem,
     memory::InMemory, path::Path,
@@ -20,12 +20,15 @@ use object_store::{
 use serde::{Deserialize, Serialize};
 use std::{
     fmt, fs::DirBuilder, io, os::unix::fs::DirBuilderExt as _, path::Path as FilePath, str::FromStr,
-    sync::Arc,
+    sync::Arc, time::Duration,
 };
 
 /// Longest chunk in bytes; a longer append becomes several. A chunk that holds an offset begins at most so far before
 /// it, which bounds what a reader has to look at.
 pub const MAX_CHUNK: usize = 1024 * 1024;
+
+/// So long after a job's end nobody is expected to ship any more of what it printed.
+pub const ALL_SHIPPED_AFTER: Duration = Duration::from_hours(24);
 
 /// Name of the marker; sorts behind every offset.
 const END: &str = "end";
@@ -291,35 +294,36 @@ impl LogStore {
     }
 
     /// Notes that the logs of these jobs are to go with their rows, durably; by whom it is seen to is decided elsewhere.
-    pub async fn doom(&self, jobs: &[JobId], now: DateTime<Utc>) -> Result<(), LogError> {
-        let Some(first) = jobs.first() else { return Ok(()) };
-        let name = format!("{DOOMED}/{:015}-{first}-{}", now.timestamp_millis(), jobs.len());
+    /// No jobs, no note. Each note is its own: striking it out takes nobody else's.
+    pub async fn doom(&self, jobs: &[JobId], now: DateTime<Utc>) -> Result<Option<Doom>, LogError> {
+        if jobs.is_empty() {
+            return Ok(None);
+        }
+        let name = Path::from(format!("{DOOMED}/{:015}-{}", now.timestamp_millis(), random::uuid().simple()));
         let lines: Vec<String> = jobs.iter().map(JobId::to_string).collect();
-        self.objects.put(&Path::from(name), lines.join("\n").into()).await.map_err(LogError::Write)?;
-        Ok(())
+        self.objects.put(&name, lines.join("\n").into()).await.map_err(LogError::Write)?;
+        Ok(Some(Doom(name)))
     }
 
-    /// The notes made before `before`, oldest first.
-    pub async fn dooms(&self, before: DateTime<Utc>) -> Result<Vec<Doom>, LogError> {
-        let made_before = |name: &Path| {
+    /// The notes made before `before`, in any order and one by one: there may be many.
+    pub fn dooms(&self, before: DateTime<Utc>) -> BoxStream<'static, Result<Doom, LogError>> {
+        let made_before = move |name: &Path| {
             let millis = name.filename().and_then(|name| name.split('-').next()?.parse::<i64>().ok());
             millis.is_some_and(|millis| millis < before.timestamp_millis())
         };
-        let found = self.objects.list(Some(&Path::from(DOOMED))).map_ok(|object| object.location);
-        let mut names: Vec<Path> = found.try_collect().await.map_err(LogError::List)?;
-        names.retain(made_before);
-        names.sort_unstable();
-        Ok(names.into_iter().map(Doom).collect())
+        let found = self.objects.list(Some(&Path::from(DOOMED))).map_err(LogError::List);
+        let notes = found.map_ok(|object| object.location).try_filter(move |name| ready(made_before(name)));
+        notes.map_ok(Doom).boxed()
     }
 
-    /// Whom a note is about; nobody, when another has struck it out.
-    pub async fn doomed(&self, note: &Doom) -> Result<Vec<JobId>, LogError> {
+    /// Whom a note is about; absent when another has struck it out.
+    pub async fn doomed(&self, note: &Doom) -> Result<Option<Vec<JobId>>, LogError> {
         let text = match self.objects.get(&note.0).await {
             Ok(text) => text.bytes().await.map_err(LogError::Read)?,
-            Err(ObjectError::NotFound { .. }) => return Ok(Vec::new()),
+            Err(ObjectError::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(LogError::Read(error)),
         };
-        Ok(String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse().ok()).collect())
+        Ok(Some(String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse().ok()).collect()))
     }
 
     /// Strikes a note out.
@@ -516,22 +520,23 @@ mod tests {
         for logs in [LogStore::in_memory(), LogStore::directory(root.path()).unwrap()] {
             let jobs: Vec<JobId> = (0..3).map(|_| JobId::generate()).collect();
             logs.append(jobs[0], 1, OUT, 0, bytes("x")).await.unwrap();
-            logs.doom(&[], at(0)).await.unwrap();
-            logs.doom(&jobs[1..], at(2_000)).await.unwrap();
-            logs.doom(&jobs[..1], at(999)).await.unwrap();
-            assert_eq!(logs.dooms(at(999)).await.unwrap(), []);
-            let notes = logs.dooms(at(2_001)).await.unwrap();
-            let mut told = Vec::new();
-            for note in &notes {
-                told.push(logs.doomed(note).await.unwrap());
-            }
-            assert_eq!(told, [jobs[..1].to_vec(), jobs[1..].to_vec()]);
-            for note in notes {
+            let made_before = |millis| logs.dooms(at(millis)).try_collect::<Vec<Doom>>();
+            assert_eq!(logs.doom(&[], at(0)).await.unwrap(), None);
+            let late = logs.doom(&jobs[1..], at(2_000)).await.unwrap().unwrap();
+            let early = logs.doom(&jobs[..1], at(999)).await.unwrap().unwrap();
+            // Another remover, of the same job in the same moment.
+            let twin = logs.doom(&jobs[..1], at(999)).await.unwrap().unwrap();
+            logs.strike_out(twin).await.unwrap();
+            assert_eq!(made_before(999).await.unwrap(), []);
+            assert_eq!(made_before(1_000).await.unwrap(), [early.clone()]);
+            assert_eq!(made_before(2_001).await.unwrap().len(), 2);
+            for (note, about) in [(early, &jobs[..1]), (late, &jobs[1..])] {
+                assert_eq!(logs.doomed(&note).await.unwrap().unwrap(), about);
                 logs.strike_out(note.clone()).await.unwrap();
                 logs.strike_out(note.clone()).await.unwrap();
-                assert_eq!(logs.doomed(&note).await.unwrap(), []);
+                assert_eq!(logs.doomed(&note).await.unwrap(), None);
             }
-            assert_eq!(logs.dooms(at(9_999)).await.unwrap(), []);
+            assert_eq!(made_before(9_999).await.unwrap(), []);
             assert_eq!(logs.resume(jobs[0], 1, OUT).await.unwrap(), 1, "a note removes nothing");
         }
     }

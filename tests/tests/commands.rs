@@ -1,13 +1,23 @@
 //! Client commands as people and scripts run them: the real binary, against a real gateway.
 
 use anyhow::{Context as _, Result, ensure};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{StatusCode, header::HOST},
+    response::{IntoResponse as _, Response},
+};
+use jobgate_shared::supervise::Tasks;
 use jobgate_tests::{
-    gateway::{Client, Site},
+    gateway::{Client, Role, Site},
+    process::Managed,
     wait::until,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::{fs, os::unix::process::ExitStatusExt as _, process::Command, time::Duration};
+use tokio::sync::{mpsc, oneshot};
 
 const CONFIG: &str = r#"
 [clusters.local]
@@ -174,27 +184,122 @@ async fn one_interrupt_of_a_run_cancels_and_tells_what_became_of_the_jobs() -> R
 
 #[tokio::test]
 async fn an_interrupt_of_a_run_that_still_submits_ends_the_submission() -> Result<()> {
-    const JOBS: u64 = 40_000;
     let mut site = Site::embedded(CONFIG)?;
-    let began = site.file("began");
-    let first = json!({"spec": {"command": ["/bin/sh", "-c", "echo > \"$1\"", "job", began]}});
-    let other = json!({"hold": true, "spec": {"command": ["true"]}}).to_string() + "\n";
+    let mut serve = site.start("serve").await?;
+    let mut door = Door::before(&site, &serve).await?;
+    let mut run = site.begin(&["run", &batches(&site, 3)?])?;
+    let first = door.knock().await?;
+    run.signal(Signal::INT)?;
+    seen(&mut run, "SIGINT: nothing more is submitted").await?;
+    first.answer(None)?;
+    let ended = run.exited(SOON).await?;
+    ensure!(ended.code() == Some(130), "{ended}: {}", run.log_tail());
+    ensure!(run.log_tail().contains("2000 jobs of the file are not submitted"), "{}", run.log_tail());
+    canceled(&site.client(&serve)?, 1_000).await?;
+    serve.drain(Duration::from_secs(20)).await
+}
+
+#[tokio::test]
+async fn an_interrupt_of_a_run_whose_submission_then_fails_cancels_what_was_submitted() -> Result<()> {
+    let mut site = Site::embedded(CONFIG)?;
+    let mut serve = site.start("serve").await?;
+    let mut door = Door::before(&site, &serve).await?;
+    let mut run = site.begin(&["run", &batches(&site, 3)?])?;
+    door.knock().await?.answer(None)?;
+    let second = door.knock().await?;
+    run.signal(Signal::INT)?;
+    seen(&mut run, "SIGINT: nothing more is submitted").await?;
+    second.answer(Some("the door is shut"))?;
+    let ended = run.exited(SOON).await?;
+    ensure!(ended.code() == Some(5), "the gateway refused: {ended}: {}", run.log_tail());
+    ensure!(run.log_tail().contains("the door is shut"), "{}", run.log_tail());
+    canceled(&site.client(&serve)?, 1_000).await?;
+    serve.drain(Duration::from_secs(20)).await
+}
+
+/// A file of held jobs that are submitted in so many batches.
+fn batches(site: &Site, batches: usize) -> Result<String> {
+    let job = json!({"hold": true, "spec": {"command": ["true"]}}).to_string() + "\n";
     let file = site.file("jobs.jsonl");
-    let others = usize::try_from(JOBS - 1)?;
-    fs::write(&file, format!("{first}\n{}", other.repeat(others)))?;
-    let mut run = site.begin(&["run", file.to_str().context("a path")?])?;
-    until("the first job runs while others are submitted", SOON, async || {
-        ensure!(began.exists(), "{}", run.log_tail());
+    fs::write(&file, job.repeat(batches * 1_000))?;
+    Ok(file.to_str().context("a path")?.to_owned())
+}
+
+async fn seen(process: &mut Managed, told: &str) -> Result<()> {
+    until(told, SOON, async || {
+        ensure!(process.log_tail().contains(told), "{}", process.log_tail());
         Ok(())
     })
-    .await?;
-    let ended = run.stop(Signal::INT, SOON).await?;
-    ensure!(ended.code() == Some(130), "{ended}: {}", run.log_tail());
-    let mut serve = site.start("serve").await?;
-    let depths = site.client(&serve)?.depths().await?;
-    let open = depths.iter().filter(|(state, _)| !matches!(state.as_str(), "CANCELED" | "FINISHED")).count();
-    ensure!(open == 0 && depths.values().sum::<u64>() < JOBS, "{depths:?}");
-    serve.drain(Duration::from_secs(20)).await
+    .await
+}
+
+/// There are so many jobs, and every one is canceled.
+async fn canceled(client: &Client, jobs: u64) -> Result<()> {
+    let depths = client.depths().await?;
+    ensure!(depths == [("CANCELED".to_owned(), jobs)].into(), "{depths:?}");
+    Ok(())
+}
+
+/// Stands before a gateway: each batch waits until it is said what becomes of it, everything else passes.
+struct Door {
+    knocks: mpsc::UnboundedReceiver<Knock>,
+}
+
+/// A batch at the door.
+struct Knock(oneshot::Sender<Option<&'static str>>);
+
+impl Knock {
+    /// Lets it in, or refuses it for this.
+    fn answer(self, refused: Option<&'static str>) -> Result<()> {
+        self.0.send(refused).ok().context("it does not wait any more")
+    }
+}
+
+impl Door {
+    /// Whoever looks in the data directory where the gateway is finds the door.
+    async fn before(site: &Site, gateway: &Role) -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let lock = site.data_dir().join("lock");
+        let mut holder: Value = serde_json::from_str(&fs::read_to_string(&lock)?)?;
+        holder["url"] = json!(format!("http://{}", listener.local_addr()?));
+        fs::write(&lock, holder.to_string())?;
+        let (knock, knocks) = mpsc::unbounded_channel();
+        let (client, behind) = (reqwest::Client::builder().no_proxy().build()?, gateway.url.clone());
+        let pass = move |request: Request| pass(client.clone(), behind.clone(), knock.clone(), request);
+        Tasks::default().spawn("door", async move {
+            axum::serve(listener, Router::new().fallback(pass)).await.expect("a server");
+        });
+        Ok(Self { knocks })
+    }
+
+    async fn knock(&mut self) -> Result<Knock> {
+        tokio::time::timeout(SOON, self.knocks.recv()).await?.context("a batch")
+    }
+}
+
+async fn pass(
+    client: reqwest::Client,
+    behind: String,
+    knock: mpsc::UnboundedSender<Knock>,
+    request: Request,
+) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.expect("a body");
+    if parts.uri.path() == "/v1/jobs/batch" {
+        let (says, said) = oneshot::channel();
+        knock.send(Knock(says)).expect("somebody at the door");
+        if let Some(why) = said.await.expect("an answer") {
+            let problem = json!({"title": "Forbidden", "status": 403, "detail": why});
+            return (StatusCode::FORBIDDEN, problem.to_string()).into_response();
+        }
+    }
+    parts.headers.remove(HOST);
+    let url = format!("{behind}{}", parts.uri);
+    let asked = client.request(parts.method, url).headers(parts.headers).body(body).send().await;
+    let answer = asked.expect("the gateway");
+    let (status, headers) = (answer.status(), answer.headers().clone());
+    // An event at a time: a feed does not end.
+    (status, headers, Body::from_stream(answer.bytes_stream())).into_response()
 }
 
 /// A certificate for 127.0.0.1 that stands for itself, and its key.

@@ -218,6 +218,8 @@ async fn plans_hold_when_the_statistics_say_that_every_table_is_empty() -> Resul
     store.claim(worker, &serves(), &claimed).await?;
     let held = store.held(worker).await?;
     ensure!(held.len() == BATCH, "{} of {BATCH} jobs are held", held.len());
+    let present = store.present(&claimed).await?;
+    ensure!(present.len() == BATCH, "{} of {BATCH} jobs are there", present.len());
     let due = store.due(&local(), 10, LONG, LONG).await?;
     ensure!(due.is_empty(), "everything is hinted: {due:?}");
     let states = vec![JobState::Canceled];

@@ -1,8 +1,8 @@
 //! Who asks, and what they may do: tokens, roles and the cache that keeps the store out of every request.
 //!
-//! A token read from the store is believed for [`TRUST`]; a nudge, or [`Authority::forget`], ends that at once. Only who
-//! watches the gateway is believed longer while the store is away, for [`OUTAGE_TRUST`]. Knows no HTTP: what a failure looks
-//! like to a client is decided there.
+//! A token read from the store is believed for [`TRUST`]; a nudge, by [`Authority::doubt`], ends that at once. Only who
+//! watches the gateway is believed longer while the store is away, for [`OUTAGE_TRUST`], whatever was nudged before. Knows no
+//! HTTP: what a failure looks like to a client is decided there.
 
 mod token;
 
@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -155,6 +155,8 @@ pub struct Authority {
     bootstrap: Option<[u8; 32]>,
     operator: Arc<Principal>,
     remembered: RwLock<HashMap<TokenId, Arc<Remembered>>>,
+    /// How often all that is remembered was doubted.
+    doubts: AtomicU64,
     lookups: Semaphore,
 }
 
@@ -164,6 +166,8 @@ struct Remembered {
     /// Absent when there is no such token.
     known: Option<Known>,
     read_at: Instant,
+    /// The doubts there were before it was read.
+    doubts: u64,
     /// Somebody is reading it anew.
     refreshing: AtomicBool,
 }
@@ -197,6 +201,7 @@ impl Authority {
             bootstrap: bootstrap.map(token::sha256),
             operator: Arc::new(operator),
             remembered: RwLock::default(),
+            doubts: AtomicU64::new(0),
             lookups: Semaphore::new(MAX_LOOKUPS),
         })
     }
@@ -241,15 +246,26 @@ impl Authority {
         Ok(known.principal.clone())
     }
 
-    /// Forgets every token: the next use of each reads it from the store.
-    pub fn forget(&self) {
-        self.remembered.write().unwrap_or_else(PoisonError::into_inner).clear();
+    /// Believes no reading of a token any more: the next use of each reads it from the store. What was read stays for who
+    /// watches while the store is away.
+    pub fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Forgets a token that was revoked here: nobody is known by it, not even while the store is away.
+    pub fn forget(&self, id: TokenId) {
+        self.doubt();
+        self.remembered.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    fn is_doubted(&self, found: &Remembered) -> bool {
+        found.doubts != self.doubts.load(Ordering::Acquire)
     }
 
     async fn recall(&self, id: TokenId) -> Result<Arc<Remembered>, StoreError> {
         let Some(found) = self.remembered(id) else { return self.read(id, None).await };
         let age = self.clock.monotonic().duration_since(found.read_at);
-        if age >= TRUST {
+        if age >= TRUST || self.is_doubted(&found) {
             return self.read(id, Some(&found)).await;
         }
         if age >= REFRESH_AFTER && !found.refreshing.swap(true, Ordering::Relaxed) {
@@ -275,12 +291,13 @@ impl Authority {
         // Never closed, so this always gets its turn.
         let _turn = self.lookups.acquire().await;
         if let Some(found) = self.remembered(id)
+            && !self.is_doubted(&found)
             && stale.is_none_or(|stale| !Arc::ptr_eq(stale, &found))
         {
             return Ok(found);
         }
         // Before the read: what is older than the answer must not count as newer.
-        let read_at = self.clock.monotonic();
+        let (read_at, doubts) = (self.clock.monotonic(), self.doubts.load(Ordering::Acquire));
         let known = self.store.token(id).await?.map(|token| Known {
             principal: Arc::new(Principal {
                 by: format!("token:{}", token.name),
@@ -291,7 +308,7 @@ impl Authority {
             secret_sha256: token.secret_sha256,
             expires_at: token.expires_at,
         });
-        let fresh = Arc::new(Remembered { known, read_at, refreshing: AtomicBool::new(false) });
+        let fresh = Arc::new(Remembered { known, read_at, doubts, refreshing: AtomicBool::new(false) });
         let mut remembered = self.remembered.write().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= MAX_REMEMBERED {
             remembered.clear();
@@ -381,7 +398,7 @@ mod tests {
         let third = stored(&store, wish(None, &[Role::Read])).await;
         authority.authenticate(&third.text).await.unwrap();
         store.revoke_token(&Scope::All, third.token.id).await.unwrap();
-        authority.forget();
+        authority.doubt();
         assert!(matches!(authority.authenticate(&third.text).await, Err(AuthError::Invalid)));
     }
 
@@ -417,6 +434,31 @@ mod tests {
         assert!(matches!(authority.authenticate_watcher(&ending.text).await, Err(AuthError::Invalid)));
         tokio::time::advance(Duration::from_hours(4)).await;
         assert!(matches!(authority.authenticate_watcher(&lasting.text).await, Err(AuthError::Store(_))));
+    }
+
+    #[tokio::test]
+    async fn a_nudge_just_before_an_outage_leaves_who_watches_known_and_nobody_else() {
+        let store = ScriptedStore::new();
+        let authority = Authority::new(store.clone(), system(), None).unwrap();
+        let kept = stored(&store.inner, wish(None, &[Role::Read])).await;
+        let (told, untold) = (
+            stored(&store.inner, wish(None, &[Role::Read])).await,
+            stored(&store.inner, wish(None, &[Role::Read])).await,
+        );
+        for minted in [&kept, &told, &untold] {
+            authority.authenticate_watcher(&minted.text).await.unwrap();
+        }
+        for minted in [&told, &untold] {
+            store.inner.revoke_token(&Scope::All, minted.token.id).await.unwrap();
+        }
+        authority.doubt();
+        assert!(matches!(authority.authenticate_watcher(&untold.text).await, Err(AuthError::Invalid)));
+        authority.forget(told.token.id);
+        store.away.store(true, Ordering::SeqCst);
+        authority.authenticate_watcher(&kept.text).await.unwrap();
+        assert!(matches!(authority.authenticate(&kept.text).await, Err(AuthError::Store(_))));
+        assert!(matches!(authority.authenticate_watcher(&untold.text).await, Err(AuthError::Invalid)));
+        assert!(matches!(authority.authenticate_watcher(&told.text).await, Err(AuthError::Store(_))));
     }
 
     #[tokio::test]

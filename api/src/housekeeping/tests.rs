@@ -1,13 +1,18 @@
 //! Housekeeping over the reference store, in paused time.
 
 use super::*;
-use crate::stage::{Stage, cluster};
+use crate::{
+    stage::{Stage, cluster},
+    testing::ScriptedStore,
+};
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use jobgate_shared::{
     domain::{Command, JobId},
     logs::LogStream,
     store::{Commanded, Scope},
 };
+use std::sync::atomic::Ordering;
 
 async fn cancel(stage: &Stage, jobs: &[JobId]) {
     let done = stage.store.command(&Scope::All, jobs, Command::Cancel, "token:test").await.unwrap();
@@ -20,6 +25,15 @@ async fn kept(stage: &Stage, jobs: &[JobId]) -> usize {
         kept += usize::from(stage.store.get(&Scope::All, *job).await.unwrap().is_some());
     }
     kept
+}
+
+async fn notes(logs: &LogStore) -> usize {
+    let ever = DateTime::<Utc>::MAX_UTC;
+    logs.dooms(ever).try_collect::<Vec<Doom>>().await.unwrap().len()
+}
+
+fn house(store: Arc<dyn Store>, stage: &Stage, logs: &LogStore, config: Config) -> Arc<Housekeeping> {
+    Arc::new(Housekeeping { store, logs: logs.clone(), clock: stage.clock.clone(), config })
 }
 
 fn keep_house(stage: &Stage, logs: &LogStore, config: Config) {
@@ -75,7 +89,49 @@ async fn what_a_remover_that_died_left_goes_and_a_job_that_was_tried_again_keeps
         }
     }
     assert_eq!(printed, [5, 5, 5, 0, 0, 5]);
-    assert_eq!(logs.dooms(stage.clock.now()).await.unwrap(), []);
+    assert_eq!(notes(&logs).await, 0);
+    stage.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_removed_in_good_order_leaves_no_note_once_nobody_ships_more_of_it() {
+    let (keep, slightly_longer) = (Duration::from_hours(24), Duration::from_hours(25));
+    let measure_every = Period::new(Duration::from_hours(1));
+    for (keep, left) in [(keep, 0), (Duration::from_mins(1), 1)] {
+        let stage = Stage::new();
+        let logs = LogStore::in_memory();
+        let ended = stage.post("local", 3).await;
+        cancel(&stage, &ended).await;
+        let config = Config { keep_ended: Period::new(keep), measure_every, ..Config::default() };
+        let house = house(stage.store.clone(), &stage, &logs, config);
+        tokio::time::advance(slightly_longer).await;
+        house.retire().await.unwrap();
+        assert_eq!((kept(&stage, &ended).await, notes(&logs).await), (0, left), "kept for {keep:?}");
+        stage.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_see_to_many_notes_with_one_question_each_and_rests_and_share_the_work() {
+    const NOTED: usize = 150;
+    let stage = Stage::new();
+    let store = ScriptedStore::new();
+    let logs = LogStore::in_memory();
+    for _ in 0..NOTED {
+        let gone: Vec<JobId> = (0..50).map(|_| JobId::generate()).collect();
+        logs.append(gone[49], 1, LogStream::Stdout, 0, Bytes::from_static(b"hello")).await.unwrap();
+        logs.doom(&gone, stage.clock.now()).await.unwrap();
+    }
+    tokio::time::advance(SWEEP_AFTER + SHORTEST_REST).await;
+    let began = Instant::now();
+    let house = || house(store.clone(), &stage, &logs, Config::default());
+    let (one, other) = tokio::join!(house().sweep(), house().sweep());
+    one.and(other).unwrap();
+    assert_eq!(notes(&logs).await, 0);
+    let asked = u32::try_from(store.calls.load(Ordering::SeqCst)).unwrap();
+    let noted = u32::try_from(NOTED).unwrap();
+    assert!((noted..noted * 3 / 2).contains(&asked), "{asked} questions about {noted} notes");
+    assert!(began.elapsed() >= SHORTEST_REST * (noted / 2), "rested for {:?} only", began.elapsed());
     stage.end().await;
 }
 

@@ -20,6 +20,7 @@ use axum::{
 };
 use jobgate_shared::{
     domain::{Document, HistoryEntry, IdempotencyKey, Job, JobId},
+    logs::ALL_SHIPPED_AFTER,
     store::{PageRequest, Patch, Removed, Scope},
 };
 use serde::{Deserialize, Serialize};
@@ -310,19 +311,33 @@ pub(super) async fn remove(
 ) -> Answer<StatusCode> {
     params.end()?;
     let not_ended = || Problem::new(Kind::StateConflict, "it has not ended; cancel it first");
-    if !one(&api, &caller.scope(), id).await?.life.state.is_terminal() {
+    let life = one(&api, &caller.scope(), id).await?.life;
+    if !life.state.is_terminal() {
         return Err(not_ended());
     }
     // Noted first, so that a crash leaves no log for ever; gone last, so that a job tried again meanwhile keeps its own.
-    api.logs.doom(&[id], api.clock.now()).await.map_err(log_store_away)?;
-    match api.store.remove(&caller.scope(), id).await? {
-        Removed::Removed => {}
-        Removed::NotEnded => return Err(not_ended()),
-        Removed::Absent => return Err(Problem::no_such_job()),
-    }
-    if let Err(error) = api.logs.remove(&[id]).await {
+    let now = api.clock.now();
+    let note = api.logs.doom(&[id], now).await.map_err(log_store_away)?;
+    let removed = api.store.remove(&caller.scope(), id).await?;
+    // Of a job that ended lately more may come; the note stays for that.
+    let all_shipped = life.finished_at.is_some_and(|at| at + ALL_SHIPPED_AFTER <= now);
+    let cleaned = async {
+        if removed == Removed::Removed {
+            api.logs.remove(&[id]).await?;
+        }
+        match note {
+            // Whoever else removed it has a note of their own.
+            Some(note) if removed != Removed::Removed || all_shipped => api.logs.strike_out(note).await,
+            Some(_) | None => Ok(()),
+        }
+    };
+    if let Err(error) = cleaned.await {
         let error = format!("{:#}", anyhow::Error::new(error));
-        tracing::warn!(error, job = %id, "job {id} is removed; its logs are removed later");
+        tracing::warn!(error, job = %id, "what job {id} leaves in the log store is removed later");
     }
-    Ok(StatusCode::NO_CONTENT)
+    match removed {
+        Removed::Removed => Ok(StatusCode::NO_CONTENT),
+        Removed::NotEnded => Err(not_ended()),
+        Removed::Absent => Err(Problem::no_such_job()),
+    }
 }

@@ -226,7 +226,7 @@ fn listen_for_nudges(tasks: &Tasks, broker: &Arc<dyn Broker>, feed: &Arc<Feed>, 
                 let Some(delivery) = delivery else { return Ok(()) };
                 match delivery.body {
                     Nudge::Changed => feed.poke(),
-                    Nudge::Settings => authority.forget(),
+                    Nudge::Settings => authority.doubt(),
                     Nudge::Cancel { .. } => {}
                 }
             }

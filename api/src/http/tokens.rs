@@ -267,7 +267,7 @@ pub(super) async fn revoke(
         return Err(absent());
     }
     tracing::info!(token = %id, by = caller.principal.by, "token {id} was revoked");
-    api.authority.forget();
+    api.authority.forget(id);
     api.nudge(vec![Nudge::Settings]);
     Ok(StatusCode::NO_CONTENT)
 }

@@ -139,20 +139,33 @@ impl Running<'_> {
                 counts.all()
             ));
         }
-        let Submitted { refused, interrupted } = submitted;
+        let Submitted { refused, interrupted, failed } = submitted;
         let (progress, interrupts) = (&mut self.progress, &mut self.interrupts);
         let ended = follow.until_all_ended(&mut tracker, progress, interrupts, interrupted).await;
         self.progress.end();
-        let Some(ended) = ended? else { return Ok(None) };
+        let ended = match (ended, failed) {
+            (Ok(ended), None) => ended,
+            (Ok(Some(_)), Some(failure)) => {
+                memory.complete()?;
+                return Err(failure);
+            }
+            (Ok(None), Some(failure)) => {
+                commands::tell(format_args!("{failure:#}"));
+                None
+            }
+            // Most often for the same reason.
+            (Err(_), Some(failure)) | (Err(failure), None) => return Err(failure),
+        };
+        let Some(ended) = ended else { return Ok(None) };
         memory.complete()?;
         Ok(Some((ended, refused)))
     }
 
     /// Submits every job of a generation; those submitted before answer as they stand. An interrupt ends it with the batch
-    /// under way, a second one at once: `None`.
+    /// under way, whatever becomes of that, a second one at once: `None`.
     async fn submit(&mut self, generation: u32, tracker: &mut Tracker) -> anyhow::Result<Option<Submitted>> {
         let documents = self.plan.documents(generation);
-        let mut submitted = Submitted { refused: 0, interrupted: None };
+        let mut submitted = Submitted { refused: 0, interrupted: None, failed: None };
         let mut index = 0;
         for (i, batch) in job_file::batches(&documents).into_iter().enumerate() {
             let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
@@ -160,14 +173,24 @@ impl Running<'_> {
             let mut posted = pin!(post_batch(self.client, &batch, &key));
             let outcomes = loop {
                 tokio::select! {
-                    outcomes = &mut posted => break outcomes?,
+                    outcomes = &mut posted => break outcomes,
                     name = self.interrupts.next() => {
                         // What is on its way may be stored: its jobs must be known to be cancelled.
                         if submitted.interrupted.replace(name).is_some() {
                             return Ok(None);
                         }
+                        self.progress.say(&format!("{name}: nothing more is submitted"));
                     }
                 }
+            };
+            let outcomes = match outcomes {
+                Ok(outcomes) => outcomes,
+                // What was submitted before is cancelled all the same.
+                Err(failure) if submitted.interrupted.is_some() => {
+                    submitted.failed = Some(failure);
+                    break;
+                }
+                Err(failure) => return Err(failure),
             };
             for outcome in outcomes {
                 match outcome {
@@ -199,6 +222,8 @@ struct Submitted {
     refused: usize,
     /// The signal that ended it early.
     interrupted: Option<&'static str>,
+    /// What its last batch failed for, after that.
+    failed: Option<anyhow::Error>,
 }
 
 /// Shows what became of the jobs with this label; answers them.

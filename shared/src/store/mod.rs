@@ -596,6 +596,9 @@ pub trait Store: Apply {
     /// One job.
     async fn get(&self, scope: &Scope, job: JobId) -> StoreResult<Option<Job>>;
 
+    /// Those of these jobs that there are, each once, in the order of ids.
+    async fn present(&self, jobs: &[JobId]) -> StoreResult<Vec<JobId>>;
+
     /// A page of jobs, newest first.
     async fn list(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page>;
 

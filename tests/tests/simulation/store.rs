@@ -419,6 +419,7 @@ carried! { Store:
         now() -> DateTime<Utc>;
         insert(jobs: &[NewJob] = &jobs, hinted: Option<Duration> = hinted) -> Vec<Inserted>;
         get(scope: &Scope = &scope, job: JobId = job) -> Option<Job>;
+        present(jobs: &[JobId] = &jobs) -> Vec<JobId>;
         list(scope: &Scope = &scope, filter: &Filter = &filter, page: PageRequest = page) -> Page;
         history(scope: &Scope = &scope, job: JobId = job) -> Option<Vec<HistoryEntry>>;
         patch(scope: &Scope = &scope, job: JobId = job, patch: &Patch = &patch) -> Option<Job>;

@@ -3,6 +3,7 @@
 use crate::testing::{Bench, small_job};
 use bytes::Bytes;
 use chrono::TimeDelta;
+use futures::StreamExt as _;
 use jobgate_shared::{clock::system, logs::LogStream};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
@@ -184,6 +185,12 @@ async fn a_job_that_is_tried_again_while_it_is_removed_keeps_its_logs() {
     bench.store.overtaken.store(true, Ordering::SeqCst);
     bench.call("DELETE", &path(&job)).send().await.is_problem(409, "state-conflict", None);
     assert_eq!(bench.logs.resume(id, 1, LogStream::Stdout).await.unwrap(), 4);
+    let noted = || bench.logs.dooms(system().now() + TimeDelta::hours(1)).count();
+    assert_eq!(noted().await, 0, "it stays");
+    bench.call("POST", &format!("{}/cancel", path(&job))).send().await;
+    bench.call("DELETE", &path(&job)).send().await;
+    assert_eq!(bench.logs.resume(id, 1, LogStream::Stdout).await.unwrap(), 0);
+    assert_eq!(noted().await, 1, "it ended just now, and more may be shipped of it");
 }
 
 #[tokio::test]

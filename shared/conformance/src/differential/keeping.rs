@@ -10,6 +10,7 @@ use proptest::{prelude::*, sample::select};
 
 #[derive(Debug, Clone)]
 pub(super) enum Keeping {
+    Present { jobs: Vec<Pick> },
     Retirable { before: i64, limit: u32 },
     Retire { jobs: Vec<Pick>, before: i64 },
     Depths,
@@ -22,6 +23,7 @@ impl Keeping {
     pub(super) fn any() -> impl Strategy<Value = Self> {
         let before = || select(&[-3_600, -1, 0, 1, 7_200][..]);
         prop_oneof![
+            1 => Pick::some().prop_map(|jobs| Self::Present { jobs }),
             2 => (before(), select(&[0, 1, 2, 100][..]))
                 .prop_map(|(before, limit)| Self::Retirable { before, limit }),
             2 => (Pick::some(), before()).prop_map(|(jobs, before)| Self::Retire { jobs, before }),
@@ -35,6 +37,10 @@ impl Keeping {
 
     pub(super) async fn perform(&self, pair: &mut Pair<'_>) -> Result<()> {
         match self {
+            Self::Present { jobs } => {
+                let jobs = pair.jobs(jobs, ENDED).await?;
+                pair.both(async |store| store.present(&jobs).await).await.map(drop)
+            }
             Self::Retirable { before, limit } => {
                 let before = pair.at(*before);
                 pair.both(async |store| store.retirable(before, *limit).await).await.map(drop)

@@ -145,6 +145,7 @@ macro_rules! store_conformance {
         $crate::store_conformance!(@ $make, retiring;
             only_an_ended_job_can_be_removed,
             old_jobs_are_retired_a_few_at_a_time,
+            which_jobs_there_are_is_told_of_many_at_once,
         );
         $crate::store_conformance!(@ $make, settling;
             a_token_is_found_listed_and_revoked,

@@ -2,11 +2,11 @@
 
 use super::{
     Stage,
-    site::{Site, new_job},
+    site::{Site, new_job, project},
 };
 use anyhow::Result;
 use chrono::TimeDelta;
-use jobgate_shared::domain::{Command, Ending, JobId, JobState};
+use jobgate_shared::domain::{Command, Ending, JobId, JobState, NewJob};
 use jobgate_shared::store::{Claimed, Removed, Scope};
 
 /// One that has not ended stays, whoever asks.
@@ -63,4 +63,25 @@ pub async fn old_jobs_are_retired_a_few_at_a_time(stage: &dyn Stage) -> Result<(
     ended.remove(1);
     assert_eq!(site.claim(worker, &ended).await?, vec![Claimed::Absent; 4]);
     site.recount().await
+}
+
+/// Whose ever they are, however they stand, and however often one is named.
+pub async fn which_jobs_there_are_is_told_of_many_at_once(stage: &dyn Stage) -> Result<()> {
+    let site = Site::new(stage);
+    let worker = site.worker().await?;
+    let mut there = Vec::new();
+    for state in JobState::ALL {
+        there.push(site.in_state(worker, state).await?.id);
+    }
+    let foreign = site.accept(NewJob { project: project("other"), ..new_job() }).await?;
+    let removed = site.in_state(worker, JobState::Finished).await?.id;
+    site.store.remove(&Scope::All, removed).await?;
+    let named: Vec<JobId> =
+        [foreign.id, removed, JobId::generate()].into_iter().chain(there.iter().rev().copied()).collect();
+    there.push(foreign.id);
+    there.sort_unstable();
+    assert_eq!(site.store.present(&[&named[..], &named[..]].concat()).await?, there);
+    assert_eq!(site.store.present(&[removed]).await?, []);
+    assert_eq!(site.store.present(&[]).await?, []);
+    Ok(())
 }

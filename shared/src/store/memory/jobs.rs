@@ -109,6 +109,12 @@ impl Store for MemoryStore {
         Ok(self.look().0.find(scope, job).map(|entry| entry.job.clone()))
     }
 
+    async fn present(&self, jobs: &[JobId]) -> StoreResult<Vec<JobId>> {
+        let (state, _) = self.look();
+        let asked: BTreeSet<JobId> = jobs.iter().copied().collect();
+        Ok(asked.into_iter().filter(|job| state.jobs.contains_key(job)).collect())
+    }
+
     async fn list(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
         let (state, _) = self.look();
         let newest_first = state.jobs.values().rev().map(|entry| &entry.job);

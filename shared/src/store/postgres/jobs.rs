@@ -26,6 +26,10 @@ impl Pools {
         Ok(found.into_iter().find(|job| scope.covers(&job.project)))
     }
 
+    pub(super) async fn present(&self, jobs: &[JobId]) -> StoreResult<Vec<JobId>> {
+        self.read(Lane::Read, "look which jobs there are", &uuids(jobs), |c, ids| present(c, ids)).await
+    }
+
     pub(super) async fn history(&self, scope: &Scope, job: JobId) -> StoreResult<Option<Vec<HistoryEntry>>> {
         let found = self.read(Lane::Read, "read a history", &job, |c, job| with_deviations(c, *job)).await?;
         let seen = found.filter(|(job, _)| scope.covers(&job.project));
@@ -85,6 +89,16 @@ impl Pools {
         self.write(Lane::Hot, "remove a job", (scope.clone(), job), |c, (scope, job)| remove(c, scope, *job))
             .await
     }
+}
+
+fn present<'c>(connection: &'c mut PgConnection, ids: &'c [Uuid]) -> Work<'c, Vec<JobId>> {
+    async move {
+        let present =
+            sqlx::query_scalar("-- present\nSELECT j.id FROM jobs j WHERE j.id = ANY ($1) ORDER BY j.id");
+        let present: Vec<Uuid> = present.bind(ids).fetch_all(connection).await?;
+        Ok(present.into_iter().map(JobId).collect())
+    }
+    .boxed()
 }
 
 /// A history row as the database gathers it.

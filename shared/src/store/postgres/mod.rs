@@ -212,6 +212,10 @@ impl Store for PostgresStore {
         timed("get", self.pools.get(scope, job)).await
     }
 
+    async fn present(&self, jobs: &[JobId]) -> StoreResult<Vec<JobId>> {
+        timed("present", self.pools.present(jobs)).await
+    }
+
     async fn list(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
         timed("list", self.pools.list(scope, filter, page)).await
     }

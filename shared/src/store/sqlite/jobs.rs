@@ -40,6 +40,18 @@ impl SqliteStore {
         find(&self.readers, scope, job).await
     }
 
+    pub(super) async fn present_jobs(&self, jobs: &[JobId]) -> StoreResult<Vec<JobId>> {
+        let rows = sqlx::query(
+            "-- present
+            SELECT id FROM jobs WHERE id IN (SELECT unhex(asked.value) FROM json_each(?1) asked) ORDER BY id",
+        )
+        .bind(list(jobs.iter().map(|job| job.0)))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|e| fault(e, "look which jobs there are"))?;
+        rows.iter().map(|row| id(row, "id").map(JobId)).collect()
+    }
+
     pub(super) async fn page(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
         let mut query = QueryBuilder::<Sqlite>::new("-- list_jobs\nSELECT ");
         query.push(JOB).push(" FROM ").push(JOBS).push(" WHERE true");

@@ -219,6 +219,10 @@ impl Store for SqliteStore {
         self.find(scope, job).await
     }
 
+    async fn present(&self, jobs: &[JobId]) -> StoreResult<Vec<JobId>> {
+        self.present_jobs(jobs).await
+    }
+
     async fn list(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
         self.page(scope, filter, page).await
     }
