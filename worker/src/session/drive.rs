@@ -67,6 +67,8 @@ pub(super) enum Ended {
     Drained,
     /// The lease ran out, or the store says so.
     LeaseOver,
+    /// A part of the session panicked.
+    Broken,
 }
 
 pub(super) struct Drive {
@@ -128,6 +130,9 @@ impl Drive {
         let mut taken = Vec::with_capacity(MESSAGES);
         let mut give_up = None;
         loop {
+            if self.lease.over().is_cancelled() {
+                return Ended::Broken;
+            }
             if self.lease_over || !self.lease.holds() {
                 return Ended::LeaseOver;
             }
@@ -156,7 +161,7 @@ impl Drive {
                         self.take(message);
                     }
                 }
-                () = self.lease.over().cancelled() => return Ended::LeaseOver,
+                () = self.lease.over().cancelled() => return Ended::Broken,
                 () = tokio::time::sleep_until(wake) => {}
             }
             self.on_time();

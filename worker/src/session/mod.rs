@@ -139,15 +139,18 @@ impl Worker {
                 Ended::Drained => break,
                 Ended::LeaseOver => {
                     metrics::counter!("jobgate_worker_leases_lost_total").increment(1);
-                    tracing::error!(worker = %id, "the lease ran out, or a part of the worker panicked; what was held is dropped and a new identity begins");
-                    if began.elapsed() > Duration::from_mins(1) {
-                        delays.reset();
-                    }
-                    let rest = tokio::time::sleep(delays.next_delay());
-                    if shutdown.run_until_cancelled(rest).await.is_none() {
-                        break;
-                    }
+                    tracing::error!(worker = %id, "the lease ran out; what was held is dropped and a new identity begins");
                 }
+                Ended::Broken => {
+                    tracing::error!(worker = %id, "a part of the worker panicked; what was held is dropped and a new identity begins");
+                }
+            }
+            if began.elapsed() > Duration::from_mins(1) {
+                delays.reset();
+            }
+            let rest = tokio::time::sleep(delays.next_delay());
+            if shutdown.run_until_cancelled(rest).await.is_none() {
+                break;
             }
         }
     }
