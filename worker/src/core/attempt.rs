@@ -23,8 +23,8 @@ const CANCEL_SETTLES: Duration = Duration::from_secs(10);
 const TELL_AGAIN: [Duration; 3] = [Duration::from_secs(10), Duration::from_mins(1), Duration::from_mins(10)];
 /// How long an end is left to the next heartbeat, whose answer says that the row agrees, before it is told again.
 const END_SETTLES: Duration = Duration::from_secs(5);
-/// How long a job waits that its manager had no room for.
-const NOT_NOW_PAUSE: Duration = Duration::from_secs(10);
+/// The shortest and the longest a job waits that its manager does not take at present.
+const NOT_NOW_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(10));
 /// The longest wait between two tries of anything.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
@@ -238,8 +238,10 @@ impl Attempt {
                 self.record(cx);
             }
             Err(Fault::Refused(why)) => self.end(cx, None, Ending::Failed, None, Some(why)),
-            // Nothing was created, so it waits in line like any other, and what has room goes first.
-            Err(Fault::NotNow(why)) => self.hand_back(cx, why, NOT_NOW_PAUSE),
+            // That an earlier create made nothing, this one does not tell.
+            Err(Fault::NotNow(_)) if self.is_unsure(cx) => self.create_again(cx, job),
+            // Nothing was created, so it waits in line, and others go first.
+            Err(Fault::NotNow(why)) => self.hand_back(cx, why, not_now_pause(self.hold.epoch)),
             Err(Fault::Away(why)) => self.create_unanswered(cx, job, &why),
         }
     }
@@ -251,16 +253,7 @@ impl Attempt {
             SubmitMode::TwoPhase | SubmitMode::Fenced => {
                 self.hand_back(cx, format!("{} is away: {why}", cx.serving.cluster), backoff(1));
             }
-            // What may have been created may run: only the same name keeps it single, so it stays in these hands.
-            SubmitMode::UniqueName if self.cancel => {
-                self.phase = Phase::Queued { job };
-                self.discard(cx, None);
-            }
-            SubmitMode::UniqueName => {
-                self.tries += 1;
-                self.phase = Phase::Queued { job };
-                cx.wake_in(backoff(self.tries));
-            }
+            SubmitMode::UniqueName => self.create_again(cx, job),
             SubmitMode::AtMostOnce => {
                 let why = format!(
                     "the submission was not answered ({why}), and this resource manager cannot be asked"
@@ -268,6 +261,22 @@ impl Attempt {
                 self.end(cx, None, Ending::Lost, None, Some(why));
             }
         }
+    }
+
+    /// What may have been created may run: only the same name keeps it single, so it stays in these hands.
+    fn create_again(&mut self, cx: &mut Context<'_>, job: Box<ToCreate>) {
+        self.phase = Phase::Queued { job };
+        if self.cancel {
+            self.discard(cx, None);
+        } else {
+            self.tries += 1;
+            cx.wake_in(backoff(self.tries));
+        }
+    }
+
+    /// Something may have been created under its tag that runs unrecorded.
+    fn is_unsure(&self, cx: &Context<'_>) -> bool {
+        self.unsure || self.tries > 0 && runs_unrecorded(cx.serving)
     }
 
     pub(super) fn recorded(&mut self, cx: &mut Context<'_>, answer: Option<Recorded>) {
@@ -618,10 +627,9 @@ impl Attempt {
     /// The worker stops: what has not begun goes back, what runs goes on without us. Called again after every step of a
     /// drain, so an attempt whose answer is still out is given up when the answer comes.
     pub(super) fn drain(&mut self, cx: &mut Context<'_>) {
-        let unsure = self.unsure || self.tries > 0 && runs_unrecorded(cx.serving);
         match &self.phase {
             // A create went unanswered and may run: it stays CLAIMED for an adopter, who knows to be careful.
-            Phase::Queued { .. } if unsure => self.phase = Phase::Done,
+            Phase::Queued { .. } if self.is_unsure(cx) => self.phase = Phase::Done,
             // Back in line, an end that the row has not heard yet would be stale, and what was lost be submitted again.
             Phase::Ended { submission: None, .. }
                 if cx.serving.capabilities.mode == SubmitMode::AtMostOnce =>
@@ -653,6 +661,12 @@ pub(super) fn runs_unrecorded(serving: &Serving) -> bool {
         SubmitMode::UniqueName | SubmitMode::AtMostOnce => true,
         SubmitMode::TwoPhase | SubmitMode::Fenced => false,
     }
+}
+
+/// Doubled with each claim of the job, whoever made it: that needs no memory, and what no limit ever lets in is asked for
+/// ever more rarely.
+fn not_now_pause(epoch: u32) -> Duration {
+    (NOT_NOW_PAUSE.0 * (1 << epoch.saturating_sub(1).min(6))).min(NOT_NOW_PAUSE.1)
 }
 
 /// 1 s doubling to a minute.

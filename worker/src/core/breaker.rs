@@ -1,6 +1,6 @@
 //! When a resource manager errs or is slow again and again its cluster is *parked*: nothing fresh is claimed for it, its jobs wait
-//! with that reason and burn no attempt, and one job at a time finds out whether it is back. So is a cluster that answers, and
-//! takes no more jobs at present: only a job it takes shows that it does again.
+//! with that reason and burn no attempt, and one job at a time finds out whether it is back. A manager that answers, and does not
+//! take a job at present, parks nothing: the limit may be one account's or that job's alone.
 
 use std::time::Duration;
 

@@ -141,8 +141,6 @@ impl Serving {
 struct Cluster {
     serving: Serving,
     breaker: Breaker,
-    /// The manager answers, and takes no more jobs: which only an answer to a create tells, or ends.
-    full: Breaker,
     /// Attempts whose create is out.
     creating: BTreeSet<JobId>,
     /// Attempts waiting for their turn to be created.
@@ -204,7 +202,6 @@ impl Core {
     pub fn new(me: WorkerId, serving: Vec<Serving>) -> Self {
         let clusters = serving.into_iter().map(|serving| Cluster {
             breaker: Breaker::default(),
-            full: Breaker::default(),
             creating: BTreeSet::new(),
             queue: VecDeque::new(),
             watched: BTreeSet::new(),
@@ -233,11 +230,6 @@ impl Core {
             Input::Created(hold, answer) => {
                 if let Some(cluster) = self.cluster_of(hold) {
                     cluster.creating.remove(&hold.tag.job);
-                    match &answer {
-                        Ok(_) => cluster.full.told(now.since_start, None),
-                        Err(Fault::NotNow(why)) => cluster.full.told(now.since_start, Some(why.clone())),
-                        Err(Fault::Away(_) | Fault::Refused(_)) => {}
-                    }
                 }
                 self.with(now, hold, effects, |attempt, cx| attempt.created(cx, answer));
             }
@@ -281,7 +273,7 @@ impl Core {
                 // the answer to its create.
                 let uncreated = |a: &Attempt| a.hold().cluster == cluster && a.is_uncreated();
                 let probing = || served.reserved > 0 || self.attempts.values().any(uncreated);
-                served.full.admits(now, served.breaker.admits(now, room, probing), probing)
+                served.breaker.admits(now, room, probing)
             }
             Some(_) | None => 0,
         }
@@ -328,10 +320,7 @@ impl Core {
 
     /// Clusters nothing fresh is claimed for, and why.
     pub fn parked(&self) -> Vec<(ClusterName, String)> {
-        let parked = |c: &Cluster| {
-            let why = c.breaker.parked().or(c.full.parked())?;
-            Some((c.serving.cluster.clone(), why.to_owned()))
-        };
+        let parked = |c: &Cluster| Some((c.serving.cluster.clone(), c.breaker.parked()?.to_owned()));
         self.clusters.iter().filter_map(parked).collect()
     }
 
@@ -427,9 +416,7 @@ impl Core {
         for cluster in &mut self.clusters {
             while let Some(job) = cluster.queue.front().copied() {
                 if waits(&job) {
-                    // What is claimed already still finds out, each after the other.
-                    let most = if cluster.full.parked().is_some() { 1 } else { cluster.serving.max_creates };
-                    if cluster.creating.len() < most {
+                    if cluster.creating.len() < cluster.serving.max_creates {
                         return cluster.queue.pop_front();
                     }
                     break;

@@ -438,30 +438,85 @@ fn there_is_no_room_between_the_grant_and_the_answer_of_a_probe() {
     assert_eq!(b.core.room(b.now.since_start, 0, 10), 1, "the next one's turn");
 }
 
+/// What was given back, and for how long.
+fn handed_back(effects: &[Effect]) -> Vec<(JobId, &str, Duration)> {
+    let items = effects.iter().filter_map(|e| if let Effect::HandBack(item) = e { Some(item) } else { None });
+    items.map(|item| (item.job, item.why.as_str(), item.pause)).collect()
+}
+
 #[test]
-fn a_manager_that_takes_no_more_has_jobs_wait_with_its_words_until_it_takes_one() {
+fn what_its_manager_does_not_take_waits_ever_longer_with_its_words_and_is_not_lost() {
     let mut b = Bench::new(SubmitMode::AtMostOnce);
-    let jobs: Vec<Job> = (0..6).map(|_| b.job()).collect();
-    for job in &jobs {
-        b.grant(job);
-    }
-    let full = || Err(Fault::NotNow("submit limit".into()));
-    for job in &jobs[..3] {
-        let effects = b.step(Input::Created(hold(job), full()));
-        let back = |e: &Effect| matches!(e, Effect::HandBack(item) if item.job == job.id && item.why == "submit limit" && !item.pause.is_zero());
-        assert!(effects.iter().any(back), "{effects:?}");
+    let mut job = b.job();
+    for (epoch, pause) in [(1, 10), (2, 20), (3, 40), (6, 320), (7, 600), (8, 600), (u32::MAX, 600)] {
+        job.life.epoch = epoch;
+        b.grant(&job);
+        let effects = b.step(Input::Created(hold(&job), Err(Fault::NotNow("submit limit".into()))));
+        assert_eq!(handed_back(&effects), [(job.id, "submit limit", Duration::from_secs(pause))]);
         assert_eq!(endings(&effects), [], "nothing was created, so nothing is lost");
     }
-    assert_eq!(b.core.parked(), [(name(), "submit limit".to_owned())]);
-    b.step(Input::Answered(0, Ok(Duration::ZERO)));
-    assert_eq!(b.core.parked().len(), 1, "that it answers does not show that it takes more");
-    // One was out beside the third; what is left waits for its answer.
-    let creates = |effects: &[Effect]| effects.iter().filter(|e| matches!(e, Effect::Create(..))).count();
-    assert_eq!(creates(&b.step(Input::Created(hold(&jobs[3]), full()))), 1, "one after the other");
-    assert_eq!(creates(&b.step(Input::Created(hold(&jobs[4]), Ok(submission("s"))))), 1);
-    assert_eq!(b.core.parked(), []);
-    b.step(Input::Created(hold(&jobs[5]), Ok(submission("t"))));
-    assert_eq!(b.core.room(b.now.since_start, 0, 10), 8);
+}
+
+#[test]
+fn jobs_no_limit_ever_lets_in_keep_no_others_waiting() {
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    // In the order of their priority, each with the time it is due; the first ten are never taken.
+    let mut line: Vec<(Job, Duration)> = (0..110).map(|_| (b.job(), Duration::ZERO)).collect();
+    let impossible: Vec<JobId> = line[..10].iter().map(|(job, _)| job.id).collect();
+    let mut tries = 0;
+    for _ in 0..300 {
+        let now = b.now.since_start;
+        let room = b.core.reserve(now, 0, 200, 2);
+        let due = line.extract_if(.., |(_, due)| *due <= now).take(room as usize).collect::<Vec<_>>();
+        for (mut job, _) in due {
+            b.grant(&job);
+            if impossible.contains(&job.id) {
+                tries += 1;
+                let back = b.step(Input::Created(hold(&job), Err(Fault::NotNow("too large".into()))));
+                job.life.epoch += 1;
+                line.insert(0, (job, now + handed_back(&back)[0].2));
+            } else {
+                b.step(Input::Created(hold(&job), Ok(submission("s"))));
+            }
+        }
+        b.core.release(0, room);
+        assert_eq!(b.core.parked(), [], "no fact about the cluster");
+        b.after(1);
+    }
+    assert_eq!(line.len(), impossible.len(), "all the others were created");
+    assert!(tries <= 60, "{tries} tries of ten jobs in five minutes");
+}
+
+#[test]
+fn what_an_earlier_create_may_have_made_stays_in_these_hands_however_later_ones_are_answered() {
+    let not_now = || Err(Fault::NotNow("submit limit".into()));
+    for (adopted, canceled) in [(true, false), (false, false), (true, true), (false, true)] {
+        let mut b = Bench::new(SubmitMode::UniqueName);
+        let mut job = b.job();
+        if adopted {
+            job.life.fruitless_claims = 2;
+        }
+        let hold = hold(&job);
+        b.grant(&job);
+        if !adopted {
+            b.step(Input::Created(hold, Err(Fault::Away("down".into()))));
+            assert!(matches!(b.after(1)[..], [Effect::Create(..)]));
+        }
+        if canceled {
+            b.step(Input::CancelRequested(job.id));
+            let effects = b.step(Input::Created(hold, not_now()));
+            assert!(matches!(effects[..], [Effect::Discard(h, None)] if h == hold), "{effects:?}");
+            continue;
+        }
+        for wait in if adopted { [1, 2, 4] } else { [2, 4, 8] } {
+            assert_eq!(b.step(Input::Created(hold, not_now())), [], "adopted {adopted}: not handed back");
+            assert!(b.quiet_for(wait), "{wait}");
+            assert!(matches!(b.after(0)[..], [Effect::Create(..)]), "{wait}");
+        }
+        assert_eq!(b.step(Input::Drain), []);
+        assert_eq!(b.step(Input::Created(hold, not_now())), [], "an adopter has to be as careful");
+        assert_eq!(b.core.jobs(), 0);
+    }
 }
 
 #[test]

@@ -43,7 +43,11 @@ use crate::{
 use anyhow::{Context as _, anyhow};
 use async_trait::async_trait;
 use files::{Directory, Left};
-use futures::{StreamExt as _, TryFutureExt as _, future::BoxFuture, stream};
+use futures::{
+    StreamExt as _, TryFutureExt as _,
+    future::{BoxFuture, join_all},
+    stream,
+};
 use id::{Identity, Mark, Nonce};
 use jobgate_shared::{
     clock::Clock,
@@ -61,10 +65,10 @@ use std::{
     time::Duration,
 };
 use token::Tokens;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use wire::JobRecord;
 
-/// So many accounts are looked at side by side.
+/// So many accounts are looked at side by side, unless some hang.
 const ACCOUNTS_AT_ONCE: usize = 8;
 /// slurmdbd is asked for so many jobs at once.
 const STORED_AT_ONCE: usize = 8;
@@ -136,22 +140,33 @@ impl SlurmEngine {
         Ok(ours.collect())
     }
 
-    /// Looks at many accounts, side by side: one that fails or hangs is left out, and told when that begins. A fault only when
-    /// it is everyone's.
+    /// Looks at many accounts, side by side: one that fails or hangs is left out, and told when that begins. Each has its turn
+    /// within the patience, however many hang: one that takes longer than its part lets the next begin beside it. A fault only
+    /// when it is everyone's.
     async fn each<T: Send>(
         &self,
         patience: Duration,
         looks: Vec<Look<'_, T>>,
     ) -> Result<Vec<(String, T)>, Fault> {
-        let deadline = Instant::now() + patience;
+        let rounds = looks.len().div_ceil(ACCOUNTS_AT_ONCE).max(1);
+        let part = patience / u32::try_from(rounds).unwrap_or(u32::MAX);
+        let (deadline, turns) = (Instant::now() + patience, &Semaphore::new(ACCOUNTS_AT_ONCE));
         let mut bounded: Vec<BoxFuture<'_, (String, Result<T, Fault>)>> = Vec::new();
-        for (account, look) in looks {
+        for (account, mut look) in looks {
             bounded.push(Box::pin(async move {
-                let seen = tokio::time::timeout_at(deadline, look).await;
+                let turn = turns.acquire().await;
+                let seen = async {
+                    if let Ok(seen) = tokio::time::timeout(part, &mut look).await {
+                        return seen;
+                    }
+                    drop(turn);
+                    look.await
+                };
+                let seen = tokio::time::timeout_at(deadline, seen).await;
                 (account, seen.unwrap_or_else(|_| Err(late(patience))))
             }));
         }
-        let seen: Vec<_> = stream::iter(bounded).buffer_unordered(ACCOUNTS_AT_ONCE).collect().await;
+        let seen = join_all(bounded).await;
         let (mut found, mut faults) = (Vec::new(), Vec::new());
         for (account, seen) in seen {
             match seen {

@@ -73,13 +73,13 @@ impl Rest {
 
     /// Every job the user may see.
     pub(super) async fn jobs(&self, user: &str) -> Result<Vec<JobRecord>, Fault> {
-        Ok(self.ask(user, Method::GET, "slurm", "jobs", None).await?.jobs)
+        listed(self.ask(user, Method::GET, "slurm", "jobs", None).await?)
     }
 
     /// One job; `None` where it is not known.
     pub(super) async fn job(&self, user: &str, id: u32) -> Result<Option<JobRecord>, Fault> {
         match self.ask(user, Method::GET, "slurm", &format!("job/{id}"), None).await {
-            Ok(answer) => Ok(answer.jobs.into_iter().find(|job| job.job_id == Some(i64::from(id)))),
+            Ok(answer) => Ok(listed(answer)?.into_iter().find(|job| job.job_id == Some(i64::from(id)))),
             Err(Fault::Unknown) => Ok(None),
             Err(fault) => Err(fault),
         }
@@ -91,7 +91,7 @@ impl Rest {
             return Ok(Vec::new());
         }
         match self.ask(user, Method::GET, "slurmdb", &format!("job/{id}"), None).await {
-            Ok(answer) => Ok(answer.jobs),
+            Ok(answer) => listed(answer),
             Err(Fault::Unknown) => Ok(Vec::new()),
             Err(fault) => Err(fault),
         }
@@ -173,6 +173,11 @@ impl Rest {
     fn spoken(&self) -> std::sync::MutexGuard<'_, Option<Version>> {
         self.spoken.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// From what lists no jobs no absence follows.
+fn listed(answer: Answer) -> Result<Vec<JobRecord>, Fault> {
+    answer.jobs.ok_or_else(|| Fault::Away(anyhow!("slurmrestd listed no jobs where it was to")))
 }
 
 fn quoted(text: &[u8]) -> String {

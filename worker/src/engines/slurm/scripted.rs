@@ -197,6 +197,30 @@ async fn the_fault_of_one_account_hides_no_job_of_another() {
 }
 
 #[tokio::test]
+async fn however_many_accounts_hang_the_others_have_their_turn() {
+    let shown = job("z", 1, "RUNNING");
+    let of_z = [shown.2.clone()];
+    // In the order of their names, and more of them than are looked at side by side, twice.
+    let hanging: Vec<String> = ('a'..='p').map(String::from).collect();
+    let slurmrestd = Slurmrestd::start(move |asked| match (asked.what.as_str(), asked.user.as_str()) {
+        ("GET /slurm/v0.0.38/ping", _) => listing(&[]),
+        (_, "z") => listing(&of_z),
+        _ => None,
+    })
+    .await;
+    let accounts = hanging.iter().map(String::as_str).chain(["z"]);
+    let users = accounts.map(|name| (format!("of-{name}").parse().unwrap(), user(name))).collect();
+    let mut asked: Vec<_> =
+        hanging.iter().map(|name| job(name, 2, "RUNNING")).map(|(tag, of, _)| (tag, of)).collect();
+    asked.push((shown.0, shown.1));
+    let engine = engine(SlurmConfig { users, ..config(&slurmrestd) }, Duration::from_secs(3));
+    let seen = engine.poll(&asked).await.unwrap();
+    let (hung, shown) = seen.split_at(hanging.len());
+    assert!(hung.iter().all(|seen| *seen == Sighting::Unseen), "{hung:?}");
+    assert!(is_running(&shown[0]), "{shown:?}");
+}
+
+#[tokio::test]
 async fn a_missing_directory_of_one_account_hides_no_job_of_another() {
     let (janes, joes) = (job("jane", 1, "COMPLETED"), job("joe", 2, "COMPLETED"));
     // slurmctld forgot both; what they left would decide.

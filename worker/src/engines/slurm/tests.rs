@@ -23,7 +23,7 @@ fn job() -> ToCreate {
 }
 
 fn read(answer: Value) -> JobRecord {
-    serde_json::from_value::<Answer>(answer).unwrap().jobs.remove(0)
+    serde_json::from_value::<Answer>(answer).unwrap().jobs.unwrap().remove(0)
 }
 
 /// One job in the shapes of v0.0.38 and of v0.0.40 and later.
@@ -66,6 +66,42 @@ fn both_shapes_of_a_job_read_as_the_same_one() {
         assert_eq!((old.job_id, id::submitted(&old)), (new.job_id, id::submitted(&new)));
         assert_eq!(old.user_name, new.user_name);
     }
+}
+
+#[test]
+fn what_cannot_be_read_is_neither_a_success_nor_an_absence() {
+    let read = |answer: Value| serde_json::from_value::<Answer>(answer).ok();
+    for errors in [json!({"error_number": 2017}), json!("down"), json!(7), json!([null]), json!(["down"])] {
+        assert!(read(json!({"errors": errors, "jobs": []})).is_none(), "{errors}");
+    }
+    for errors in [json!(null), json!([]), json!([{"error_number": 0, "error": null}])] {
+        assert!(read(json!({"errors": errors, "jobs": []})).unwrap().judged(200).is_ok(), "{errors}");
+    }
+    for none in [json!({"errors": []}), json!({"jobs": null})] {
+        assert!(read(none).unwrap().jobs.is_none(), "no empty list");
+    }
+    let ours = json!({"job_id": 42, "name": "jobgate-sum", "job_state": "RUNNING"});
+    let listed = |job: &Value| read(json!({"jobs": [job]})).map(|answer| answer.jobs.unwrap().len());
+    assert_eq!(listed(&ours), Some(1));
+    for (field, value) in [
+        ("job_id", json!(null)),
+        ("job_id", json!("42")),
+        ("job_id", json!({"set": false, "number": 42})),
+        ("job_id", json!(0)),
+        ("job_id", json!(i64::MAX)),
+        ("name", json!(["jobgate-sum"])),
+        ("job_state", json!(null)),
+        ("job_state", json!([])),
+        ("job_state", json!(["RUNNING", 7])),
+        ("job_state", json!({"current": "RUNNING"})),
+    ] {
+        let mut odd = ours.clone();
+        odd[field] = value;
+        assert_eq!(listed(&odd), None, "{odd}");
+    }
+    assert_eq!(listed(&json!(["jobgate-sum"])), None);
+    let strangers = json!({"job_id": {}, "name": "x", "job_state": 7, "comment": "like jobgate-sum"});
+    assert_eq!(listed(&strangers), Some(0), "a stranger's voids nothing");
 }
 
 #[test]

@@ -13,10 +13,12 @@ const OURS: &str = "jobgate-";
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Answer {
-    #[serde(deserialize_with = "or_default")]
+    /// Of these nothing is overlooked: without them an answer would be a success.
+    #[serde(deserialize_with = "errors")]
     pub(super) errors: Vec<ErrorEntry>,
+    /// `None` of an answer that lists none, which is no empty list.
     #[serde(deserialize_with = "jobs")]
-    pub(super) jobs: Vec<JobRecord>,
+    pub(super) jobs: Option<Vec<JobRecord>>,
     /// Of a submit.
     #[serde(deserialize_with = "number")]
     pub(super) job_id: Option<i64>,
@@ -99,12 +101,38 @@ pub(super) enum Exit {
     Signal(i32),
 }
 
+fn errors<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<ErrorEntry>, D::Error> {
+    Ok(Option::deserialize(input)?.unwrap_or_default())
+}
+
 /// The jobs that may be ours, by a word all our names begin with. Of the others nothing is read, so none of them can void an
-/// answer; one of ours that cannot be read is no absence and does.
-fn jobs<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<JobRecord>, D::Error> {
-    let jobs = Option::<Vec<Box<RawValue>>>::deserialize(input)?.unwrap_or_default();
-    let ours = jobs.iter().map(|job| job.get()).filter(|job| job.contains(OURS));
-    ours.map(|job| serde_json::from_str(job).map_err(serde::de::Error::custom)).collect()
+/// answer; one that may be ours and cannot be read is no absence and does.
+fn jobs<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Vec<JobRecord>>, D::Error> {
+    let Some(jobs) = Option::<Vec<Box<RawValue>>>::deserialize(input)? else { return Ok(None) };
+    let mut ours = Vec::new();
+    for job in jobs.iter().map(|job| job.get()).filter(|job| job.contains(OURS)) {
+        let job: JobRecord = serde_json::from_str(job).map_err(serde::de::Error::custom)?;
+        if job.name.is_empty() || job.name.starts_with(OURS) {
+            job.is_whole().map_err(serde::de::Error::custom)?;
+            ours.push(job);
+        }
+    }
+    Ok(Some(ours))
+}
+
+impl JobRecord {
+    /// Whether what says whose it is and how it stands could be read.
+    fn is_whole(&self) -> Result<(), &'static str> {
+        let has_id = self.job_id.is_some_and(|id| u32::try_from(id).is_ok_and(|id| id > 0));
+        match self {
+            Self { name, .. } if name.is_empty() => Err("a job without a name that can be read"),
+            _ if !has_id => Err("a job of ours without an id that can be read"),
+            Self { job_state, state, .. } if job_state.is_empty() && state.current.is_empty() => {
+                Err("a job of ours without a state that can be read")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A moment of Slurm, in seconds; 0 is none.
