@@ -528,7 +528,7 @@ mod tests {
             let twin = logs.doom(&jobs[..1], at(999)).await.unwrap().unwrap();
             logs.strike_out(twin).await.unwrap();
             assert_eq!(made_before(999).await.unwrap(), []);
-            assert_eq!(made_before(1_000).await.unwrap(), [early.clone()]);
+            assert_eq!(made_before(1_000).await.unwrap(), std::slice::from_ref(&early));
             assert_eq!(made_before(2_001).await.unwrap().len(), 2);
             for (note, about) in [(early, &jobs[..1]), (late, &jobs[1..])] {
                 assert_eq!(logs.doomed(&note).await.unwrap().unwrap(), about);
