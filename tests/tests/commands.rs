@@ -194,7 +194,6 @@ async fn an_interrupt_of_a_run_that_still_submits_ends_the_submission() -> Resul
     first.answer(None)?;
     let ended = run.exited(SOON).await?;
     ensure!(ended.code() == Some(130), "{ended}: {}", run.log_tail());
-    ensure!(run.log_tail().contains("2000 jobs of the file are not submitted"), "{}", run.log_tail());
     canceled(&site.client(&serve)?, 1_000).await?;
     serve.drain(Duration::from_secs(20)).await
 }
