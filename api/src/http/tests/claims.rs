@@ -372,7 +372,7 @@ async fn the_most_urgent_is_claimed_first_and_nothing_of_a_paused_cluster() {
     assert!(workers["items"].as_array().unwrap().iter().any(|worker| worker["host"] == "runner-7"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_claim_waits_for_a_job_as_long_as_it_was_told_to() {
     let outside = Outside::new().await;
     let began = tokio::time::Instant::now();
