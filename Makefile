@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench model crash-matrix torture simulate contract mutants fuzz test-slurm siege test-gridengine clean-services
+.PHONY: test lint audit bench model crash-matrix torture simulate contract drill mutants fuzz test-slurm siege test-gridengine clean-services
 
 # Half of the programs run beside the other half, for they wait more than they compute; what the first half says comes last.
 # There are no documentation tests.
@@ -62,6 +62,12 @@ torture:
 	deploy/install-services
 	cargo build --workspace --all-targets --locked
 	$(CARGO_TARGET_DIR)/debug/torture $(TORTURE)
+
+# One outage at the size production meets it, such as DRILL="outage --away 60"; DRILL="help" names them.
+drill:
+	deploy/install-services
+	cargo build --release --workspace --bin jobgate --bin drill --locked
+	$(CARGO_TARGET_DIR)/release/drill $(DRILL)
 
 # More seeds than `test` runs, as SEEDS="1000000" [FROM="0"], or one with all that happens in it, as SEED="7".
 simulate:

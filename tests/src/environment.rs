@@ -30,6 +30,15 @@ pub fn whole_crash_matrix() -> Result<bool> {
     }
 }
 
+/// How much a test does of what `name` says, for more than a build has time for; `usual` when nobody says.
+pub fn size(name: &str, usual: usize) -> Result<usize> {
+    match env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name} is a number, not {text:?}")),
+        Err(env::VarError::NotPresent) => Ok(usual),
+        Err(error) => Err(error).context(name.to_owned()),
+    }
+}
+
 /// The value of `name`, or an error that says how to get one.
 pub fn required(name: &str) -> Result<String> {
     env::var(name).with_context(|| {

@@ -71,6 +71,11 @@ impl Site {
         self.variables.insert(variable, value.into());
     }
 
+    /// Where processes started from now on find their database.
+    pub fn reach_database_at(&mut self, url: &str) {
+        self.servers.insert("JOBGATE_DATABASE_URL", url.to_owned());
+    }
+
     /// Where jobs write down that they ran.
     pub fn ledger(&self) -> Ledger {
         Ledger(self.dir.path().join("ledger"))
@@ -116,6 +121,19 @@ impl Site {
     /// A file beside the configuration.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// How many lines of its processes' logs hold these words.
+    pub fn said(&self, words: &str) -> Result<usize> {
+        let mut lines = 0;
+        for file in fs::read_dir(self.dir.path())? {
+            let path = file?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let text = fs::read(&path)?;
+                lines += String::from_utf8_lossy(&text).lines().filter(|line| line.contains(words)).count();
+            }
+        }
+        Ok(lines)
     }
 
     /// Starts a role and waits until it says that it is ready.

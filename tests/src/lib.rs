@@ -6,6 +6,7 @@
 //! * [`containment`]: a command whose every descendant is accounted for at its end.
 //! * [`gateway`]: the product itself as real processes, a client, and the ledger its jobs write.
 //! * [`crash`]: the matrix of every point at which a process can end, and what must hold after each.
+//! * [`drill`]: one outage at a time, at the size production meets it, with figures.
 //! * [`fuzzing`]: the API in this process, and what must hold of whatever it is sent.
 //! * [`scrape`]: what the product says it measures.
 //! * [`torture`]: all of it at once, with faults that follow from a seed and a checker of what is left.
@@ -15,6 +16,7 @@
 
 pub mod containment;
 pub mod crash;
+pub mod drill;
 pub mod environment;
 pub mod fuzzing;
 pub mod gateway;

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
 use jobgate_tests::{
+    environment,
     gateway::{Role, Site},
     services::{Database, Vhost},
 };
@@ -12,6 +13,7 @@ use tokio::sync::Barrier;
 
 const CONFIG: &str = "[clusters.noop]\nengine = \"noop\"\n";
 const CLIENTS: usize = 50;
+/// `JOBGATE_TEST_KEYS` says otherwise.
 const KEYS: usize = 40;
 
 /// Posts under `key` until there is an answer. A first try that is not waited for leaves its outcome unknown, as a lost
@@ -50,6 +52,7 @@ struct Place {
 }
 
 async fn one_job_a_key(site: &Site, api: &Role) -> Result<()> {
+    let keys = environment::size("JOBGATE_TEST_KEYS", KEYS)?;
     let place = Place { url: api.url.clone(), token: site.token()? };
     let barrier = Barrier::new(CLIENTS);
     let clients = (0..CLIENTS).map(|client| {
@@ -59,7 +62,7 @@ async fn one_job_a_key(site: &Site, api: &Role) -> Result<()> {
             let mut told = Vec::new();
             barrier.wait().await;
             // Each begins at another key, so that some are new and some are old at any moment.
-            for key in (0..KEYS).map(|n| (n + client / 5) % KEYS) {
+            for key in (0..keys).map(|n| (n + client / 5) % keys) {
                 let body = json!({"name": format!("job {key}"), "spec": {"command": ["true"]}});
                 let (status, job) = post(&http, place, key, &body, (client + key) % 3 == 0).await?;
                 ensure!(matches!(status, 200 | 201), "{status} {job}");
@@ -81,9 +84,9 @@ async fn one_job_a_key(site: &Site, api: &Role) -> Result<()> {
             ensure!(first == id, "key {key} is {first} and {id}");
         }
     }
-    ensure!(created <= KEYS, "{created} answers say that {KEYS} jobs were created");
+    ensure!(created <= keys, "{created} answers say that {keys} jobs were created");
     let client = site.client(api)?;
-    client.all_finished(KEYS, Duration::from_mins(2)).await
+    client.all_finished(keys, Duration::from_mins(2)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

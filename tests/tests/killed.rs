@@ -2,7 +2,10 @@
 //! the database is busy.
 
 use anyhow::{Context as _, Result, ensure};
-use jobgate_tests::gateway::{Client, Site};
+use jobgate_tests::{
+    environment,
+    gateway::{Client, Site},
+};
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use std::{
@@ -20,15 +23,8 @@ const CONFIG: &str = "[clusters.noop]\nengine = \"noop\"\n";
 const CLIENTS: usize = 8;
 const JOBS: usize = 20;
 
-/// How often: `JOBGATE_TEST_KILLS`, for more than a build has time for.
-fn kills() -> u32 {
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "how long a test goes on is not configuration of the product"
-    )]
-    let told = std::env::var("JOBGATE_TEST_KILLS").ok();
-    told.and_then(|text| text.parse().ok()).unwrap_or(6)
-}
+/// How often it is killed; `JOBGATE_TEST_KILLS` says otherwise.
+const KILLS: usize = 6;
 
 /// Posts batch after batch until `done`, each until it is answered; tells what was accepted.
 async fn post_all(client: Client, number: usize, done: Arc<AtomicBool>) -> Result<Vec<String>> {
@@ -69,9 +65,9 @@ async fn a_serve_that_is_killed_again_and_again_keeps_its_file_whole_and_every_j
     for number in 0..CLIENTS {
         clients.spawn(post_all(site.client(&serve)?, number, done.clone()));
     }
-    for kill in 0..kills() {
+    for kill in 0..environment::size("JOBGATE_TEST_KILLS", KILLS)? {
         // Never at the same point of what goes on.
-        tokio::time::sleep(Duration::from_millis(300 + u64::from(kill) * 137 % 700)).await;
+        tokio::time::sleep(Duration::from_millis(300 + kill as u64 * 137 % 700)).await;
         serve.process.kill()?;
         serve = site.spawn_at("serve", &address)?;
         serve.ready().await?;

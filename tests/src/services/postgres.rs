@@ -109,6 +109,27 @@ impl Postgres {
         server.ready(START, async || Ok(PgConnection::connect(&url).await?.close().await?)).await
     }
 
+    /// What the server and its backends have computed since it was started.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let postmaster = self.server.as_ref().context("PostgreSQL is stopped")?.pid();
+        let mut ticks = 0;
+        for process in fs::read_dir("/proc")?.flatten() {
+            // One that ends meanwhile counts with the children its parent has waited for.
+            let Ok(stat) = fs::read_to_string(process.path().join("stat")) else { continue };
+            let fields: Vec<&str> = stat.rsplit_once(')').unwrap_or_default().1.split_whitespace().collect();
+            // proc(5): after the name, the parent is field 4 of all, and from field 14 on there are its own user and system
+            // time, then those of children it has waited for.
+            let field = |place: usize| fields.get(place - 3).and_then(|field| field.parse::<u64>().ok());
+            if process.file_name().to_str() == Some(&postmaster.to_string()) {
+                ticks += (14..=17).filter_map(field).sum::<u64>();
+            } else if field(4) == Some(postmaster.into()) {
+                ticks += (14..=15).filter_map(field).sum::<u64>();
+            }
+        }
+        // The kernel tells in hundredths of a second, whatever it counts in.
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
     /// Whether the server has not ended by itself.
     pub fn is_running(&mut self) -> Result<bool> {
         self.server.as_mut().map_or(Ok(false), Managed::is_running)
