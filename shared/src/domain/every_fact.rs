@@ -5,6 +5,7 @@ use super::{
     Command, Ending, JobId, JobState, Life, Observation, Outcome, Phase, Reach, RetryPolicy, Standing,
     StatusEvent, WorkerId, transition,
 };
+use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use std::{fmt::Write as _, time::Duration};
 use uuid::Uuid;
@@ -35,7 +36,14 @@ fn tell(before: &Life, outcome: &Outcome) -> String {
     note(life.cancel_requested && !before.cancel_requested, ", cancel requested".into());
     let due = (life.due_at - now()).num_seconds();
     note(life.due_at != before.due_at, format!(", due in {due} s"));
+    let second = |time: Option<DateTime<Utc>>| {
+        time.map_or_else(|| "never".into(), |t| (t - at(0)).num_seconds().to_string())
+    };
+    note(life.started_at != before.started_at, format!(", started {}", second(life.started_at)));
+    note(life.finished_at != before.finished_at, format!(", finished {}", second(life.finished_at)));
+    note(life.fruitless_claims != before.fruitless_claims, format!(", fruitless {}", life.fruitless_claims));
     note(change.deviates, ", told in history".into());
+    note(change.times.is_some(), " with its times".into());
     if let Some(reason) = &change.entry.reason {
         write!(text, " ({reason})").unwrap();
     }

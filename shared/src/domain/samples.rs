@@ -121,6 +121,7 @@ pub(super) fn lives() -> Vec<(&'static str, Life)> {
     vec![
         ("HELD", life(Held)),
         ("INITIALIZED", life(Initialized)),
+        ("INITIALIZED, due just now", changed(life(Initialized), |l| l.due_at = now())),
         ("INITIALIZED, not due", changed(life(Initialized), |l| l.due_at = at(2000))),
         ("INITIALIZED, suspect", changed(life(Initialized), |l| l.fruitless_claims = SUSPECT_AFTER)),
         ("INITIALIZED, poison", changed(life(Initialized), |l| l.fruitless_claims = POISON_LIMIT)),
@@ -196,6 +197,7 @@ fn events(attempt: u32) -> Vec<Sample> {
         Angle { how: "told under an older claim", attempt, epoch: 2, submission: Some("mine") },
         Angle { how: "told of another submission", attempt, epoch: 3, submission: Some("other") },
         Angle { how: "told of no submission", attempt, epoch: 3, submission: None },
+        Angle { how: "… and an older claim", attempt, epoch: 2, submission: None },
         Angle { how: "told of the attempt before", attempt: attempt - 1, epoch: 3, submission: Some("mine") },
     ];
     let ended = |ending| Observation::Ended { ending, exit_code: None, reason: None, began: None, at: None };
