@@ -7,6 +7,7 @@
 //! * [`gateway`]: the product itself as real processes, a client, and the ledger its jobs write.
 //! * [`crash`]: the matrix of every point at which a process can end, and what must hold after each.
 //! * [`fuzzing`]: the API in this process, and what must hold of whatever it is sent.
+//! * [`proxy`]: the network between a process and a server, to be cut, slowed and silenced; knows a commit when it passes.
 //! * [`scrape`]: what the product says it measures.
 //! * [`torture`]: all of it at once, with faults that follow from a seed and a checker of what is left.
 //! * [`wait`]: polling with a bound, for what gives no signal. [`ports`]: free loopback ports.
@@ -20,6 +21,7 @@ pub mod fuzzing;
 pub mod gateway;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod scrape;
 pub mod services;
 pub mod torture;
