@@ -202,14 +202,9 @@ fn neither_a_release_build_nor_one_without_the_feature_obeys_a_failpoint() -> Re
         ("debug", &["-C", "debug-assertions=on"]),
     ] {
         let program = dir.path().join(name);
-        let mut compiler = Command::new("rustc");
-        compiler
-            .args(["--edition", "2024", "-A", "warnings"])
-            .args(flags)
-            .arg(&source)
-            .arg("-o")
-            .arg(&program);
-        let compiled = compiler.output().context("rustc, which compiled this test")?;
+        let mut rustc = Command::new("rustc");
+        rustc.args(["--edition", "2024", "-A", "warnings"]).args(flags).arg(&source).arg("-o").arg(&program);
+        let compiled = rustc.output().context("rustc, which compiled this test")?;
         assert!(compiled.status.success(), "{name}: {}", String::from_utf8_lossy(&compiled.stderr));
         let passed = Command::new(&program).arg(&orders).output()?;
         assert!(passed.status.success(), "{name} obeyed: {}", passed.status);
