@@ -11,6 +11,7 @@ use jobgate_shared::{
         ClusterName, Ending, Job, JobId, Life, Observation, Refusal, SUSPECT_AFTER, StatusEvent, Submission,
         WorkerId,
     },
+    failpoint,
     store::{
         Applied, Claimed, Heartbeat, Leases, Pulse, Recorded, Scope, Store, StoreResult, ToHandBack,
         ToRecord, Worker, WorkerCluster,
@@ -191,6 +192,7 @@ impl Claims {
             jobs: 0,
         };
         self.leases.register(&worker, lease).await?;
+        failpoint::pass("claimant.registered");
         Ok((id, now + lease))
     }
 
@@ -246,6 +248,7 @@ impl Claims {
             if due.is_empty() {
                 break;
             }
+            failpoint::pass("claimant.marked");
             let before = taken.len();
             let claimed = self.claim(cluster, claimant, &due, &mut taken).await?;
             let over = claimed.is_none();
@@ -377,6 +380,7 @@ impl Claims {
         }
         let event = event(&known, report);
         let applied = self.leases.apply(&[event]).await?.pop();
+        failpoint::pass("claimant.applied");
         let Some(now) = self.find(cluster, job).await? else { return Ok(Told::Absent) };
         Ok(match applied {
             None | Some(Applied::Unknown) => Told::Absent,
@@ -400,7 +404,10 @@ impl Claims {
         let (attempt, epoch) = (report.attempt, report.epoch);
         let item = ToRecord { job, attempt, epoch, submission: submission(id) };
         Ok(match self.leases.record(&[item]).await?.pop() {
-            Some(Recorded::Won) => None,
+            Some(Recorded::Won) => {
+                failpoint::pass("claimant.recorded");
+                None
+            }
             None | Some(Recorded::Lost { current: None }) => Some(Told::Absent),
             Some(Recorded::Lost { current: Some(current) }) => {
                 let canceled = current.life.cancel_requested;
@@ -421,6 +428,7 @@ impl Claims {
             return Ok(false);
         }
         self.leases.hand_back(claimant, &[item]).await?;
+        failpoint::pass("claimant.gave_up");
         Ok(true)
     }
 

@@ -4,14 +4,13 @@
 //! whoever passes its point, so it is carried out once, however many processes pass, and the n-th passing can be meant:
 //! `<directory>/<point>/<n>` says `pass`, `sleep <milliseconds>` or `abort`, and what aborts leaves `<point>.aborted`.
 //!
-//! Compiled in by the feature `failpoints`, for tests, and never into a release build: there [`pass`] is nothing.
+//! Compiled in by the feature `failpoints`, for tests, and never into a release build: there [`pass`] is nothing. A structure
+//! test compiles this file as such builds do and sees it take no orders, so it needs nothing but `std` there.
 
 pub use compiled::{hand_down, pass, watch};
 
 /// Whether this build has any points.
 pub const COMPILED_IN: bool = cfg!(all(feature = "failpoints", debug_assertions));
-// A build without debug assertions, as every release is, has none.
-const _: () = assert!(!COMPILED_IN || cfg!(debug_assertions));
 
 /// The environment variable that names the directory of orders.
 pub const VARIABLE: &str = "JOBGATE_TEST_FAILPOINTS";
@@ -23,6 +22,8 @@ pub const POINTS: &[(&str, &str)] = &[
     ("accept.committed", "rows; not answered"),
     ("accept.hinting", "rows marked as hinted; no hint"),
     ("accept.hinted", "a hint is confirmed; nothing counts on it"),
+    ("accept.unhinting", "a hint did not go out; its rows are marked as hinted"),
+    ("accept.unhinted", "its rows are not marked any more; the dispatcher is not woken"),
     // Commands, and who is told of them.
     ("command.taken", "a command has come; the row knows nothing"),
     ("cancel.recorded", "the row is cancelled or asks for it; its owner is not nudged"),
@@ -33,8 +34,12 @@ pub const POINTS: &[(&str, &str)] = &[
     // The dispatcher.
     ("dispatch.marked", "due rows are marked as hinted; no hint"),
     ("dispatch.hinted", "hints are confirmed; nothing counts on them"),
+    ("dispatch.unhinting", "hints did not go out; their rows are marked as hinted"),
+    ("dispatch.unhinted", "their rows are not marked any more; nobody looks at them again"),
     ("rescue.marked", "rows of the dead are marked as hinted; no hint"),
     ("rescue.hinted", "hints to adopters are confirmed; nothing counts on them"),
+    ("rescue.unhinting", "hints to adopters did not go out; rows of the dead are marked as hinted"),
+    ("rescue.unhinted", "rows of the dead are not marked any more; nobody looks at them again"),
     // The recorder.
     ("events.taken", "events are in hand; no row moved"),
     ("events.applied", "rows moved; not acknowledged"),
@@ -49,6 +54,8 @@ pub const POINTS: &[(&str, &str)] = &[
     ("adopt.hinted", "a hint of a stranded job is in hand; nothing claimed"),
     ("adopt.committed", "adopted; the hint is not acknowledged"),
     ("adopt.acknowledged", "adopted and acknowledged; nothing done about it"),
+    ("unheard.found", "a row is this worker's that no claim told it of; not claimed again"),
+    ("unheard.claimed", "claimed again; nothing done about it"),
     // Submission.
     ("create.begins", "claimed; the manager knows nothing"),
     ("create.done", "the manager has it; not recorded"),
@@ -60,6 +67,8 @@ pub const POINTS: &[(&str, &str)] = &[
     ("watch.seen", "a poll is answered; nothing told"),
     ("publish.begins", "events are due; none published"),
     ("publish.confirmed", "events are published; their sender does not know so"),
+    ("apply.begins", "the broker is away for long; events are due to the rows, which know nothing"),
+    ("apply.done", "the rows have the events; their sender does not know so"),
     ("settle.known", "the row agrees with an end; nothing forgotten"),
     ("forget.begins", "about to be forgotten"),
     ("forget.done", "the manager has forgotten it"),
@@ -75,8 +84,17 @@ pub const POINTS: &[(&str, &str)] = &[
     ("drain.begins", "told to stop; nothing handed back"),
     ("hand_back.begins", "jobs are given up; the rows do not know"),
     ("hand_back.done", "jobs are handed back; nothing else has ended"),
+    ("hand_over.begins", "events are left that no broker takes; the rows know nothing"),
+    ("hand_over.done", "the rows have what was left; nothing else has ended"),
     ("drain.finished", "everything is given back; the lease still runs"),
     ("drain.deregistered", "the lease is ended; the process is not"),
+    // Claimants, on the API's side.
+    ("claimant.registered", "the store knows a claimant that does not know so"),
+    ("claimant.marked", "due rows are marked for a claimant; nothing claimed"),
+    ("claimant.claimed", "claimed for a claimant that does not know so"),
+    ("claimant.recorded", "what a report names is recorded; the report is not applied"),
+    ("claimant.applied", "a report is applied; not answered"),
+    ("claimant.gave_up", "a claim is given up; not answered"),
     // Leftovers.
     ("sweep.found", "a leftover is judged; it still stands"),
     ("sweep.discarded", "a leftover is gone; others stand"),

@@ -31,6 +31,8 @@ pub struct Site {
     servers: BTreeMap<&'static str, String>,
     /// What else its processes find in their environment.
     variables: BTreeMap<&'static str, String>,
+    /// And what those of one role find, by its command.
+    of_roles: Vec<(&'static str, &'static str, String)>,
     started: usize,
 }
 
@@ -63,7 +65,8 @@ impl Site {
         let dir = tempfile::Builder::new().prefix("jobgate-test-site-").tempdir()?;
         let file = dir.path().join("jobgate.toml");
         fs::write(&file, config)?;
-        Ok(Self { dir, config: file, servers, variables: BTreeMap::new(), started: 0 })
+        let (variables, of_roles) = (BTreeMap::new(), Vec::new());
+        Ok(Self { dir, config: file, servers, variables, of_roles, started: 0 })
     }
 
     /// Gives every process started from now on a variable more.
@@ -71,9 +74,9 @@ impl Site {
         self.variables.insert(variable, value.into());
     }
 
-    /// Where processes started from now on find their database.
-    pub fn reach_database_at(&mut self, url: &str) {
-        self.servers.insert("JOBGATE_DATABASE_URL", url.to_owned());
+    /// Gives every process of this role that is started from now on a variable more.
+    pub fn set_for(&mut self, role: &'static str, variable: &'static str, value: impl Into<String>) {
+        self.of_roles.push((role, variable, value.into()));
     }
 
     /// Where jobs write down that they ran.
@@ -178,6 +181,10 @@ impl Site {
         // First, because what follows a `--` is a job's.
         command.arg("--config").arg(&self.config).arg("--data-dir").arg(self.data_dir()).args(arguments);
         command.envs(&self.servers).envs(&self.variables).current_dir(self.dir.path());
+        let role = arguments.first().copied();
+        for (_, variable, value) in self.of_roles.iter().filter(|(of, ..)| Some(*of) == role) {
+            command.env(variable, value);
+        }
         Ok(command)
     }
 }

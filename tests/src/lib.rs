@@ -8,6 +8,7 @@
 //! * [`crash`]: the matrix of every point at which a process can end, and what must hold after each.
 //! * [`drill`]: one outage at a time, at the size production meets it, with figures.
 //! * [`fuzzing`]: the API in this process, and what must hold of whatever it is sent.
+//! * [`proxy`]: the network between a process and a server, to be cut, slowed and silenced; knows a commit when it passes.
 //! * [`scrape`]: what the product says it measures.
 //! * [`torture`]: all of it at once, with faults that follow from a seed and a checker of what is left.
 //! * [`wait`]: polling with a bound, for what gives no signal. [`ports`]: free loopback ports.
@@ -22,6 +23,7 @@ pub mod fuzzing;
 pub mod gateway;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod scrape;
 pub mod services;
 pub mod torture;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use jobgate_shared::failpoint;
@@ -171,6 +172,68 @@ fn every_failpoint_stands_in_one_gap() -> Result<()> {
         let places = if name.starts_with("store.") { 2 } else { 1 };
         assert_eq!(text.matches(&format!("\"{name}\"")).count(), places, "{name}");
     }
+    Ok(())
+}
+
+/// A program around the failpoints alone, as a build with these flags has them: it says whether there are any, and passes a
+/// point at which it was ordered to end.
+const PASSING: &str = r#"
+#[path = "FILE"]
+mod failpoint;
+
+fn main() {
+    failpoint::watch(std::env::args().nth(1).unwrap().into());
+    failpoint::hand_down(&mut std::process::Command::new("true"));
+    println!("{} {}", failpoint::COMPILED_IN, failpoint::POINTS.len());
+    failpoint::pass("create.done");
+}
+"#;
+
+#[test]
+fn neither_a_release_build_nor_one_without_the_feature_obeys_a_failpoint() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (source, orders) = (dir.path().join("passing.rs"), dir.path().join("orders"));
+    let file = root().join("shared/src/failpoint.rs");
+    fs::write(&source, PASSING.replace("FILE", &file.to_string_lossy()))?;
+    fs::create_dir_all(orders.join("create.done"))?;
+    fs::write(orders.join("create.done/000"), "abort")?;
+    for (name, flags) in [
+        ("release", ["--cfg", "feature=\"failpoints\"", "-C", "debug-assertions=off"].as_slice()),
+        ("debug", &["-C", "debug-assertions=on"]),
+    ] {
+        let program = dir.path().join(name);
+        let mut rustc = Command::new("rustc");
+        rustc.args(["--edition", "2024", "-A", "warnings"]).args(flags).arg(&source).arg("-o").arg(&program);
+        let compiled = rustc.output().context("rustc, which compiled this test")?;
+        assert!(compiled.status.success(), "{name}: {}", String::from_utf8_lossy(&compiled.stderr));
+        let passed = Command::new(&program).arg(&orders).output()?;
+        assert!(passed.status.success(), "{name} obeyed: {}", passed.status);
+        let said = String::from_utf8_lossy(&passed.stdout).into_owned();
+        assert_eq!(said, format!("false {}\n", failpoint::POINTS.len()), "{name}");
+    }
+    assert!(orders.join("create.done/000").exists(), "the order was taken");
+    // And these tests do have them.
+    assert_eq!(failpoint::COMPILED_IN, cfg!(debug_assertions));
+    Ok(())
+}
+
+#[test]
+fn release_builds_have_no_debug_assertions_and_only_tests_ask_for_failpoints() -> Result<()> {
+    let manifest = |folder: &str| -> Result<toml::Table> {
+        Ok(toml::from_str(&fs::read_to_string(root().join(folder).join("Cargo.toml"))?)?)
+    };
+    let profiles = manifest("")?.remove("profile").context("profiles")?;
+    for (name, profile) in profiles.as_table().context("profiles")? {
+        let set = profile.get("debug-assertions");
+        assert!(name == "dev" || name == "test" || set.is_none(), "{name} sets debug-assertions");
+    }
+    for (folder, package, _) in CRATES.iter().filter(|(folder, ..)| !folder.starts_with("tests")) {
+        let asks = manifest(folder)?.iter().any(|(key, table)| {
+            key.ends_with("dependencies") && table.to_string().contains("\"failpoints\"")
+        });
+        assert!(!asks, "{package} asks for failpoints");
+    }
+    assert!(manifest("tests")?["dependencies"].to_string().contains("\"failpoints\""));
     Ok(())
 }
 

@@ -88,9 +88,13 @@ impl Acceptor {
         metrics::counter!("jobgate_accept_hints_failed_total").increment(1);
         tracing::debug!(%cluster, error = format!("{error:#}"), "a hint was not published; the dispatcher will");
         self.budget.give_back(cluster, jobs.len());
-        if let Err(error) = self.store.unhint(jobs).await {
-            // Then the hint runs out by itself.
-            tracing::debug!(%cluster, error = format!("{:#}", anyhow::Error::from(error)), "a hint stays marked");
+        failpoint::pass("accept.unhinting");
+        match self.store.unhint(jobs).await {
+            Ok(()) => failpoint::pass("accept.unhinted"),
+            Err(error) => {
+                // Then the hint runs out by itself.
+                tracing::debug!(%cluster, error = format!("{:#}", anyhow::Error::from(error)), "a hint stays marked");
+            }
         }
         self.budget.wake();
     }

@@ -110,7 +110,10 @@ impl Hinting {
             }
             .boxed(),
             Effect::Unhint(jobs) => async move {
-                answered(shared.parts.store.unhint(&jobs).await, "forget hints");
+                failpoint::pass("dispatch.unhinting");
+                if answered(shared.parts.store.unhint(&jobs).await, "forget hints").is_some() {
+                    failpoint::pass("dispatch.unhinted");
+                }
                 Input::Unhinted
             }
             .boxed(),

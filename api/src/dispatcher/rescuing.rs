@@ -81,7 +81,10 @@ async fn drive(shared: Arc<Shared>) -> anyhow::Result<()> {
                 Effect::Unhint(jobs) => {
                     let shared = shared.clone();
                     let unhint = async move {
-                        answered(shared.parts.store.unhint(&jobs).await, "forget hints");
+                        failpoint::pass("rescue.unhinting");
+                        if answered(shared.parts.store.unhint(&jobs).await, "forget hints").is_some() {
+                            failpoint::pass("rescue.unhinted");
+                        }
                         Input::Unhinted
                     };
                     open.push(unhint.boxed());

@@ -22,6 +22,7 @@ use axum::{
 use chrono::{DateTime, Datelike as _, Utc};
 use jobgate_shared::{
     domain::{ClusterName, Ending, Job, JobId, JobState, Observation, SubmissionTag, WorkerId},
+    failpoint,
     reporting::Reporting,
     store::{Heartbeat, Pulse, ToHandBack},
     wire::Nudge,
@@ -196,6 +197,7 @@ pub(super) async fn claim(
         take(&api, cluster, claimant, max, wait.min(MAX_WAIT).min(lease / 2)).await?
     };
     if !jobs.is_empty() {
+        failpoint::pass("claimant.claimed");
         api.feed.poke();
     }
     let jobs = jobs.into_iter().map(|job| ClaimedJob::of(&api, job)).collect();

@@ -1,11 +1,13 @@
 //! One deployment the matrix crashes again and again: its processes, its managers, and what becomes of its jobs.
 
 use super::{
+    claimant::Service,
     orders::Orders,
     plan::{Form, Manager},
 };
 use crate::{
     gateway::{Client, Role, Site},
+    proxy::{Link, Mode, Protocol},
     services::{Database, Vhost},
     wait::until,
 };
@@ -13,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use jobgate_shared::{
     domain::{JobId, SubmissionTag},
     failpoint,
+    supervise::Tasks,
 };
 use rustix::process::Signal;
 use std::{
@@ -21,8 +24,10 @@ use std::{
     io::{ErrorKind, Write as _},
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
+use tokio_util::sync::DropGuard;
 
 /// How long a process that was ended may be seen to run on.
 const ENDS: Duration = Duration::from_secs(20);
@@ -41,6 +46,12 @@ pub(super) struct Deployment {
     pub(super) orders: Orders,
     roles: BTreeMap<&'static str, Role>,
     client: Option<Client>,
+    /// The ways of its roles to the broker, where that is a process of its own.
+    ways: BTreeMap<&'static str, Link>,
+    /// What works off its clusters, where no worker does.
+    service: Option<Service>,
+    /// Ends the links and the service.
+    _end: DropGuard,
     site: Site,
     /// Outlive everything that is connected to them.
     _servers: Option<(Database, Vhost)>,
@@ -49,11 +60,20 @@ pub(super) struct Deployment {
 impl Deployment {
     /// Starts every role.
     pub(super) async fn start(form: Form, manager: Manager) -> Result<Self> {
+        let (tasks, mut ways) = (Tasks::default(), BTreeMap::new());
+        let end = tasks.shutdown().clone().drop_guard();
         let (mut site, servers) = match form {
             Form::Sqlite => (Site::embedded("")?, None),
             Form::Postgres => {
                 let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
-                (Site::distributed("", database.url(), vhost.url())?, Some((database, vhost)))
+                let mut site = Site::distributed("", database.url(), vhost.url())?;
+                for role in ["api", "worker"] {
+                    let (link, url) =
+                        Link::to(vhost.url(), Protocol::Opaque, 0, Arc::default(), &tasks).await?;
+                    site.set_for(role, "JOBGATE_BROKER_URL", url);
+                    ways.insert(role, link);
+                }
+                (site, Some((database, vhost)))
             }
         };
         site.configure(&configuration(&site, manager))?;
@@ -63,8 +83,29 @@ impl Deployment {
         if form == Form::Postgres {
             site.run(&["migrate"])?;
         }
-        let (roles, client) = (BTreeMap::new(), None);
-        let mut deployment = Self { form, manager, orders, roles, client, site, _servers: servers };
+        let service = match manager {
+            Manager::Claimant => {
+                let states = CLUSTERS.map(|cluster| (cluster, site.file(&format!("state-{cluster}"))));
+                Some(Service::begin(states, &tasks)?)
+            }
+            Manager::Local
+            | Manager::TwoPhase
+            | Manager::UniqueName
+            | Manager::Fenced
+            | Manager::AtMostOnce => None,
+        };
+        let mut deployment = Self {
+            form,
+            manager,
+            orders,
+            roles: BTreeMap::new(),
+            client: None,
+            ways,
+            service,
+            _end: end,
+            site,
+            _servers: servers,
+        };
         deployment.revive().await?;
         Ok(deployment)
     }
@@ -94,8 +135,23 @@ impl Deployment {
         self.client.clone().context("there is no API")
     }
 
-    /// Starts every role that does not run.
+    /// The service outside.
+    pub(super) fn service(&self) -> Result<&Service> {
+        self.service.as_ref().context("workers have the clusters")
+    }
+
+    /// The broker is away for this role, or there again.
+    pub(super) fn cut_off(&self, role: &str, away: bool) -> Result<()> {
+        let link = self.ways.get(role).with_context(|| format!("{role} has no broker to lose"))?;
+        link.set(if away { Mode::Refuse } else { Mode::Pass });
+        Ok(())
+    }
+
+    /// Starts every role that does not run, and lets all reach everything.
     pub(super) async fn revive(&mut self) -> Result<()> {
+        for link in self.ways.values() {
+            link.set(Mode::Pass);
+        }
         for &name in self.names() {
             if let Some(role) = self.roles.get_mut(name)
                 && role.process.is_running()?
@@ -105,7 +161,11 @@ impl Deployment {
             self.roles.remove(name);
             let role = self.site.start(name).await?;
             if matches!(name, "serve" | "api") {
-                self.client = Some(self.site.client(&role)?);
+                let client = self.site.client(&role)?;
+                if let Some(service) = &self.service {
+                    service.reaches(client.clone());
+                }
+                self.client = Some(client);
             }
             self.roles.insert(name, role);
         }
@@ -174,9 +234,11 @@ impl Deployment {
     pub(super) fn begun(&self) -> Result<BTreeMap<SubmissionTag, usize>> {
         let files = match self.manager {
             Manager::Local => vec![self.ledger()],
-            Manager::TwoPhase | Manager::UniqueName | Manager::Fenced | Manager::AtMostOnce => {
-                CLUSTERS.map(|cluster| self.state(cluster)).into()
-            }
+            Manager::TwoPhase
+            | Manager::UniqueName
+            | Manager::Fenced
+            | Manager::AtMostOnce
+            | Manager::Claimant => CLUSTERS.map(|cluster| self.state(cluster)).into(),
         };
         let mut begun = BTreeMap::new();
         for file in files {
@@ -231,7 +293,10 @@ impl Deployment {
             }
             // What would run for an hour has not ended by itself.
             let runs_on = cluster == "long"
-                && matches!(self.manager, Manager::TwoPhase | Manager::UniqueName | Manager::Fenced);
+                && match self.manager {
+                    Manager::TwoPhase | Manager::UniqueName | Manager::Fenced | Manager::Claimant => true,
+                    Manager::Local | Manager::AtMostOnce => false,
+                };
             let mut there = BTreeMap::new();
             for line in fs::read_to_string(self.state(cluster))?.lines() {
                 let words: Vec<&str> = line.split(' ').collect();
@@ -261,6 +326,7 @@ fn configuration(site: &Site, manager: Manager) -> String {
 lease = "3s"
 heartbeat = "500ms"
 drain = "3s"
+broker_patience = "1s"
 ship_logs = "50ms"
 sweep = "1s"
 sweep_older_than = "10s"
@@ -274,20 +340,22 @@ read_connections = 3
 "#
     .to_owned();
     for cluster in CLUSTERS {
-        let engine = if manager == Manager::Local {
-            "engine = \"local\"\nkill_grace = \"2s\"".to_owned()
-        } else {
-            let (run_for, failure_ratio) = match cluster {
-                "long" => ("1h", "0.0"),
-                "failing" => ("0s", "1.0"),
-                _ => ("0s", "0.0"),
-            };
-            let (mode, state) = (manager.name(), site.file(&format!("state-{cluster}")));
-            format!(
-                "engine = \"noop\"\nmode = \"{mode}\"\nstate = \"{}\"\nrun_for = \"{run_for}\"\n\
-                 failure_ratio = {failure_ratio}\npoll_interval = \"50ms\"",
-                state.display()
-            )
+        let engine = match manager {
+            Manager::Local => "engine = \"local\"\nkill_grace = \"2s\"".to_owned(),
+            Manager::Claimant => "engine = \"external\"".to_owned(),
+            Manager::TwoPhase | Manager::UniqueName | Manager::Fenced | Manager::AtMostOnce => {
+                let (run_for, failure_ratio) = match cluster {
+                    "long" => ("1h", "0.0"),
+                    "failing" => ("0s", "1.0"),
+                    _ => ("0s", "0.0"),
+                };
+                let (mode, state) = (manager.name(), site.file(&format!("state-{cluster}")));
+                format!(
+                    "engine = \"noop\"\nmode = \"{mode}\"\nstate = \"{}\"\nrun_for = \"{run_for}\"\n\
+                     failure_ratio = {failure_ratio}\npoll_interval = \"50ms\"",
+                    state.display()
+                )
+            }
         };
         let regulator = "regulator = { kind = \"fixed\", max_in_flight = 64 }";
         let section = ["", &format!("[clusters.{cluster}]"), "lost_after = \"5s\"", regulator, &engine, ""];

@@ -66,7 +66,7 @@ fn is_excused(job: &Value, manager: Manager, point: &Point) -> bool {
             "exec.begins" | "exec.ready" => ended("FAILED", "SIGABRT"),
             _ => false,
         },
-        Manager::TwoPhase | Manager::UniqueName | Manager::Fenced => false,
+        Manager::TwoPhase | Manager::UniqueName | Manager::Fenced | Manager::Claimant => false,
         Manager::AtMostOnce => ended("LOST", "this resource manager can"),
     }
 }

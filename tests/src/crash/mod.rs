@@ -2,10 +2,13 @@
 //! there, is started again, and then everything that was accepted must end as it would have, having begun once.
 //!
 //! * `plan`: the cells. `orders`: what is ordered of the failpoints. `deployment`: the processes that crash.
-//! * `scene`: what is asked of them meanwhile. `judge`: what must hold afterwards.
+//! * `claimant`: the service outside that works off their clusters, in one kind of deployment.
+//! * `scene`, `away`: what is asked of them meanwhile. `judge`: what must hold afterwards.
 //!
 //! A cell whose point was not passed fails; so does a point that cannot be passed and was.
 
+mod away;
+mod claimant;
 mod deployment;
 mod judge;
 mod orders;
@@ -17,7 +20,7 @@ use deployment::Deployment;
 use futures::{StreamExt as _, stream};
 use jobgate_shared::{clock, domain::SubmissionTag, store::sqlite::SqliteStore};
 use judge::{Verdict, judge};
-use plan::{Cell, Form, Manager, POINTS, cells};
+use plan::{Cell, Form, Manager, POINTS, Point, cells};
 use scene::Scene;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +41,18 @@ const PASSED: Duration = Duration::from_secs(90);
 const FOLLOWS: Duration = Duration::from_millis(1500);
 /// How long after a crash everything may take to end, on a busy machine.
 const RECOVERS: Duration = Duration::from_mins(1);
+/// Where drives end somebody or let a call sleep, besides the point that is meant.
+const ORDERED: [&str; 9] = [
+    "create.begins",
+    "record.committed",
+    "forget.begins",
+    "accept.hinting",
+    "dispatch.marked",
+    "rescue.marked",
+    "lease.registered",
+    "claim.committed",
+    "publish.begins",
+];
 /// How long the sweep may take for what is old enough, and to become so.
 const SWEPT: Duration = Duration::from_secs(30);
 
@@ -119,7 +134,7 @@ struct Crashing {
 impl Crashing {
     async fn start(form: Form, manager: Manager) -> Result<Self> {
         let deployment = Deployment::start(form, manager).await?;
-        for point in POINTS.iter().filter(|point| !point.can_occur(manager)) {
+        for point in POINTS.iter().filter(|point| !point.can_occur(form, manager)) {
             deployment.orders.abort_at(point.name, 1)?;
         }
         Ok(Self { deployment, verdicts: Vec::new() })
@@ -149,8 +164,11 @@ impl Crashing {
         if point.ends_a_role() {
             deployment.see_abort().await?;
         }
-        for order in [point.name, "create.begins", "record.committed", "forget.begins"] {
-            orders.withdraw(order)?;
+        let (form, manager) = (deployment.form, deployment.manager);
+        for ordered in POINTS.iter().filter(|ordered| ordered.can_occur(form, manager)) {
+            if ordered.name == point.name || ORDERED.contains(&ordered.name) {
+                orders.withdraw(ordered.name)?;
+            }
         }
         deployment.revive().await.context("after it")?;
         scene.bring_to_end(deployment, RECOVERS).await.context("after it")?;
@@ -188,7 +206,8 @@ impl Crashing {
             ensure!(now == *before, "{id} began after it had ended: {before} times, then {now}");
         }
         ensure!(begun.is_empty(), "nobody accepted what began: {begun:?}");
-        for point in POINTS.iter().filter(|point| !point.can_occur(deployment.manager)) {
+        let can_occur = |point: &Point| point.can_occur(deployment.form, deployment.manager);
+        for point in POINTS.iter().filter(|point| !can_occur(point)) {
             ensure!(!deployment.orders.aborted(point.name), "{} was passed", point.name);
         }
         if deployment.form == Form::Sqlite {
@@ -218,7 +237,7 @@ impl Report {
                         .any(|cell| cell.point.name == point.name && cell.nth == nth);
                     let word = match self.recovered.get(&(point.name, nth, form, manager)) {
                         Some(recovered) => format!("ok {:.1} s", recovered.as_secs_f64()),
-                        None if !point.can_occur(manager) => "-".to_owned(),
+                        None if !point.can_occur(form, manager) => "-".to_owned(),
                         None if asked => "FAILED".to_owned(),
                         None => String::new(),
                     };

@@ -37,6 +37,13 @@ impl Orders {
         self.give(point, &[format!("sleep {}", time.as_millis())])
     }
 
+    /// Returns when somebody has passed this point since it was ordered.
+    pub(super) async fn passing(&self, point: &str) {
+        while !self.0.join(point).join("000.taken").exists() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Somebody was ended at this point.
     pub(super) fn aborted(&self, point: &str) -> bool {
         self.witness(point).exists()

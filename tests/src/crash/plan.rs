@@ -22,6 +22,8 @@ pub(super) enum Manager {
     Fenced,
     /// The same.
     AtMostOnce,
+    /// A service outside, which claims over HTTP; no worker has a cluster.
+    Claimant,
 }
 
 impl Form {
@@ -38,8 +40,8 @@ impl Form {
 
 impl Manager {
     /// Every one.
-    pub(super) const ALL: [Self; 5] =
-        [Self::Local, Self::TwoPhase, Self::UniqueName, Self::Fenced, Self::AtMostOnce];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Local, Self::TwoPhase, Self::UniqueName, Self::Fenced, Self::AtMostOnce, Self::Claimant];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -48,6 +50,7 @@ impl Manager {
             Self::UniqueName => "unique_name",
             Self::Fenced => "fenced",
             Self::AtMostOnce => "at_most_once",
+            Self::Claimant => "claimant",
         }
     }
 }
@@ -79,12 +82,35 @@ pub(super) enum Drive {
     CancelMany,
     /// The worker is ended by whatever it creates, again and again.
     Suspect,
+    /// A claim has committed and its answer does not reach the worker's core, for longer than two looks at the rows.
+    Unheard,
+    /// A job ends while the broker is away for its worker.
+    TellRows,
+    /// The worker is told to stop while the broker is away for it, an event in hand.
+    TellRowsDraining,
+    /// The broker is away for the api as it hints what was just posted.
+    UnhintPosted,
+    /// The broker is away for the api as it hints what is due.
+    UnhintDue,
+    /// What a dead worker left is hinted to nobody: the broker is away for the api, or the adopter is not there yet.
+    UnhintStranded,
+    /// A claimant begins anew.
+    Newcomer,
+    /// A claimant gives up what it has claimed.
+    GiveUp,
 }
 
 /// Where a point can be passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
     Everywhere,
+    /// Where workers have clusters.
+    Workers,
+    /// The same, with a broker of its own. That of one process is never away: it ends with the process, and refuses a
+    /// hint only when 200 000 jobs wait in its queue.
+    Broker,
+    /// Where claimants have them.
+    Claimants,
     /// With processes of this host only.
     Local,
     /// Where submissions can be inert.
@@ -109,13 +135,17 @@ impl Point {
         !self.name.starts_with("runner.") && !self.name.starts_with("exec.")
     }
 
-    /// It can be passed with this manager.
-    pub(super) fn can_occur(&self, manager: Manager) -> bool {
+    /// It can be passed in this form, with this manager.
+    pub(super) fn can_occur(&self, form: Form, manager: Manager) -> bool {
+        let workers = manager != Manager::Claimant;
         match self.reach {
             Reach::Everywhere => true,
+            Reach::Workers => workers,
+            Reach::Broker => workers && form == Form::Postgres,
+            Reach::Claimants => !workers,
             Reach::Local => manager == Manager::Local,
             Reach::Inert => matches!(manager, Manager::Local | Manager::TwoPhase | Manager::Fenced),
-            Reach::Again => manager != Manager::AtMostOnce,
+            Reach::Again => workers && manager != Manager::AtMostOnce,
         }
     }
 }
@@ -125,63 +155,82 @@ const fn point(name: &'static str, drive: Drive, reach: Reach, nth: usize) -> Po
 }
 
 use Drive::{
-    Cancel, CancelMany, CancelUnbegun, CancelUnrecorded, Drain, Kill, Leftover, Release, Retry, Run, Suspect,
-    Unforgotten,
+    Cancel, CancelMany, CancelUnbegun, CancelUnrecorded, Drain, GiveUp, Kill, Leftover, Newcomer, Release,
+    Retry, Run, Suspect, TellRows, TellRowsDraining, Unforgotten, Unheard, UnhintDue, UnhintPosted,
+    UnhintStranded,
 };
-use Reach::{Again, Everywhere, Inert, Local};
+use Reach::{Again, Broker, Claimants, Everywhere, Inert, Local, Workers};
 
 /// Every point, and how the matrix gets there.
 pub(super) const POINTS: &[Point] = &[
     point("accept.taken", Run, Everywhere, 2),
     point("accept.committed", Run, Everywhere, 2),
-    point("accept.hinting", Run, Everywhere, 2),
-    point("accept.hinted", Run, Everywhere, 2),
+    point("accept.hinting", Run, Workers, 2),
+    point("accept.hinted", Run, Workers, 2),
+    point("accept.unhinting", UnhintPosted, Broker, 2),
+    point("accept.unhinted", UnhintPosted, Broker, 2),
     point("command.taken", Retry, Everywhere, 2),
     point("cancel.recorded", Cancel, Everywhere, 2),
     point("hold.recorded", Release, Everywhere, 2),
     point("release.recorded", Release, Everywhere, 2),
     point("retry.recorded", Retry, Everywhere, 2),
     point("bulk.paged", CancelMany, Everywhere, 2),
-    point("dispatch.marked", Release, Everywhere, 2),
-    point("dispatch.hinted", Release, Everywhere, 2),
-    point("rescue.marked", Kill, Everywhere, 2),
-    point("rescue.hinted", Kill, Everywhere, 2),
-    point("events.taken", Run, Everywhere, 3),
-    point("events.applied", Run, Everywhere, 3),
-    point("events.acknowledged", Run, Everywhere, 3),
+    point("dispatch.marked", Release, Workers, 2),
+    point("dispatch.hinted", Release, Workers, 2),
+    point("dispatch.unhinting", UnhintDue, Broker, 2),
+    point("dispatch.unhinted", UnhintDue, Broker, 2),
+    point("rescue.marked", Kill, Workers, 2),
+    point("rescue.hinted", Kill, Workers, 2),
+    point("rescue.unhinting", UnhintStranded, Workers, 2),
+    point("rescue.unhinted", UnhintStranded, Workers, 2),
+    point("events.taken", Run, Workers, 3),
+    point("events.applied", Run, Workers, 3),
+    point("events.acknowledged", Run, Workers, 3),
     point("lease.registered", Kill, Everywhere, 2),
-    point("claim.hinted", Run, Everywhere, 3),
-    point("claim.committed", Run, Everywhere, 3),
-    point("claim.acknowledged", Run, Everywhere, 3),
+    point("claim.hinted", Run, Workers, 3),
+    point("claim.committed", Run, Workers, 3),
+    point("claim.acknowledged", Run, Workers, 3),
     point("alone.refused", Suspect, Again, 2),
     point("alone.committed", Suspect, Again, 2),
-    point("adopt.hinted", Kill, Everywhere, 2),
-    point("adopt.committed", Kill, Everywhere, 2),
-    point("adopt.acknowledged", Kill, Everywhere, 2),
-    point("create.begins", Run, Everywhere, 3),
-    point("create.done", Run, Everywhere, 3),
-    point("record.begins", Run, Everywhere, 2),
-    point("record.committed", Run, Everywhere, 2),
-    point("start.begins", Run, Everywhere, 3),
-    point("start.done", Run, Everywhere, 3),
-    point("watch.seen", Run, Everywhere, 3),
-    point("publish.begins", Run, Everywhere, 3),
-    point("publish.confirmed", Run, Everywhere, 3),
-    point("settle.known", Run, Everywhere, 2),
-    point("forget.begins", Run, Everywhere, 3),
-    point("forget.done", Run, Everywhere, 3),
+    point("adopt.hinted", Kill, Workers, 2),
+    point("adopt.committed", Kill, Workers, 2),
+    point("adopt.acknowledged", Kill, Workers, 2),
+    point("unheard.found", Unheard, Workers, 2),
+    point("unheard.claimed", Unheard, Workers, 2),
+    point("create.begins", Run, Workers, 3),
+    point("create.done", Run, Workers, 3),
+    point("record.begins", Run, Workers, 2),
+    point("record.committed", Run, Workers, 2),
+    point("start.begins", Run, Workers, 3),
+    point("start.done", Run, Workers, 3),
+    point("watch.seen", Run, Workers, 3),
+    point("publish.begins", Run, Workers, 3),
+    point("publish.confirmed", Run, Workers, 3),
+    point("apply.begins", TellRows, Broker, 2),
+    point("apply.done", TellRows, Broker, 2),
+    point("settle.known", Run, Workers, 2),
+    point("forget.begins", Run, Workers, 3),
+    point("forget.done", Run, Workers, 3),
     point("logs.appended", Run, Local, 2),
     point("logs.finished", Run, Local, 3),
-    point("cancel.known", Cancel, Everywhere, 2),
-    point("cancel.begins", Cancel, Everywhere, 2),
-    point("cancel.done", Cancel, Everywhere, 2),
-    point("discard.begins", CancelUnrecorded, Everywhere, 2),
-    point("discard.done", CancelUnrecorded, Everywhere, 2),
+    point("cancel.known", Cancel, Workers, 2),
+    point("cancel.begins", Cancel, Workers, 2),
+    point("cancel.done", Cancel, Workers, 2),
+    point("discard.begins", CancelUnrecorded, Workers, 2),
+    point("discard.done", CancelUnrecorded, Workers, 2),
     point("drain.begins", Drain, Everywhere, 2),
-    point("hand_back.begins", Drain, Everywhere, 2),
-    point("hand_back.done", Drain, Everywhere, 2),
+    point("hand_back.begins", Drain, Workers, 2),
+    point("hand_back.done", Drain, Workers, 2),
+    point("hand_over.begins", TellRowsDraining, Broker, 2),
+    point("hand_over.done", TellRowsDraining, Broker, 2),
     point("drain.finished", Drain, Everywhere, 2),
     point("drain.deregistered", Drain, Everywhere, 2),
+    point("claimant.registered", Newcomer, Claimants, 2),
+    point("claimant.marked", Run, Claimants, 2),
+    point("claimant.claimed", Run, Claimants, 3),
+    point("claimant.recorded", Run, Claimants, 3),
+    point("claimant.applied", Run, Claimants, 5),
+    point("claimant.gave_up", GiveUp, Claimants, 2),
     point("sweep.found", Leftover, Inert, 2),
     point("sweep.discarded", Leftover, Inert, 2),
     point("sweep.shipped", Unforgotten, Local, 2),
@@ -216,12 +265,13 @@ pub(super) struct Cell {
 /// The cells of one form and manager; the quick slice has each point once, where it is cheapest to reach.
 pub(super) fn cells(form: Form, manager: Manager, whole: bool) -> Vec<Cell> {
     let cheapest = |point: &Point| match point.reach {
-        Everywhere | Inert | Again => Manager::TwoPhase,
-        Local => Manager::Local,
+        Everywhere | Workers | Inert | Again => (Form::Sqlite, Manager::TwoPhase),
+        Broker => (Form::Postgres, Manager::TwoPhase),
+        Claimants => (Form::Sqlite, Manager::Claimant),
+        Local => (Form::Sqlite, Manager::Local),
     };
-    let meant = |point: &&Point| {
-        point.can_occur(manager) && (whole || form == Form::Sqlite && manager == cheapest(point))
-    };
+    let meant =
+        |point: &&Point| point.can_occur(form, manager) && (whole || (form, manager) == cheapest(point));
     let occurrences = |point: &'static Point| {
         let nth = if whole { vec![1, point.nth] } else { vec![1] };
         nth.into_iter().map(move |nth| Cell { point, nth })
@@ -245,17 +295,12 @@ mod tests {
 
     #[test]
     fn the_quick_slice_has_every_point_once_and_the_whole_has_both_occurrences() {
-        let all = |whole: bool| {
-            Form::ALL
-                .into_iter()
-                .flat_map(|form| Manager::ALL.map(|manager| (form, manager)))
-                .flat_map(move |(form, manager)| cells(form, manager, whole))
-                .count()
-        };
+        let columns = || Form::ALL.into_iter().flat_map(|form| Manager::ALL.map(|manager| (form, manager)));
+        let all = |whole: bool| columns().flat_map(|(form, manager)| cells(form, manager, whole)).count();
         assert_eq!(all(false), POINTS.len());
-        let places: usize =
-            POINTS.iter().map(|p| Manager::ALL.iter().filter(|m| p.can_occur(**m)).count()).sum();
-        assert_eq!(all(true), places * 2 * 2);
+        let places =
+            |point: &Point| columns().filter(|(form, manager)| point.can_occur(*form, *manager)).count();
+        assert_eq!(all(true), POINTS.iter().map(places).sum::<usize>() * 2);
         assert!(POINTS.iter().all(|point| point.nth > 1));
     }
 }

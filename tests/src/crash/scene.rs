@@ -12,12 +12,14 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// How long something a drive waits for may take; a crash cuts it short.
-const SOON: Duration = Duration::from_secs(15);
+pub(super) const SOON: Duration = Duration::from_secs(15);
 /// How long the sweep may take for what has just ended to be old enough.
 const SWEPT: Duration = Duration::from_secs(30);
 /// How long an order lets a call sleep, for a cancel to come meanwhile.
-const NAP: Duration = Duration::from_millis(1500);
+pub(super) const NAP: Duration = Duration::from_millis(1500);
 
+/// How long a claim goes unheard: two looks at the rows, a lease apart, and then some.
+const UNHEARD: Duration = Duration::from_millis(7500);
 /// What a job is posted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -63,9 +65,11 @@ impl Kind {
                 let script = format!("{begin}{then}");
                 json!(["/bin/sh", "-c", script, "job", deployment.ledger()])
             }
-            Manager::TwoPhase | Manager::UniqueName | Manager::Fenced | Manager::AtMostOnce => {
-                json!(["true"])
-            }
+            Manager::TwoPhase
+            | Manager::UniqueName
+            | Manager::Fenced
+            | Manager::AtMostOnce
+            | Manager::Claimant => json!(["true"]),
         };
         json!({
             "cluster": self.cluster(),
@@ -165,6 +169,26 @@ impl Scene {
                 }
                 ended(&deployment.client()?, &id).await.map(drop)
             }
+            Drive::Unheard => {
+                deployment.orders.sleep_at("claim.committed", UNHEARD)?;
+                let id = self.post_one(deployment, Kind::Quick).await?;
+                ended(&client, &id).await.map(drop)
+            }
+            Drive::TellRows => self.tell_rows(deployment).await,
+            Drive::TellRowsDraining => self.tell_rows_draining(deployment).await,
+            Drive::UnhintPosted => self.unhint_posted(deployment).await,
+            Drive::UnhintDue => self.unhint_due(deployment).await,
+            Drive::UnhintStranded => self.unhint_stranded(deployment).await,
+            Drive::Newcomer => {
+                deployment.service()?.forget();
+                let id = self.post_one(deployment, Kind::Quick).await?;
+                ended(&client, &id).await.map(drop)
+            }
+            Drive::GiveUp => {
+                deployment.service()?.give_up();
+                let id = self.post_one(deployment, Kind::Quick).await?;
+                ended(&client, &id).await.map(drop)
+            }
             Drive::Leftover => {
                 deployment.leave_behind()?;
                 until("the leftover is swept", SOON, async || {
@@ -211,13 +235,13 @@ impl Scene {
     }
 
     /// A job that runs.
-    async fn running(&mut self, deployment: &Deployment) -> Result<String> {
+    pub(super) async fn running(&mut self, deployment: &Deployment) -> Result<String> {
         let id = self.post_one(deployment, Kind::Long).await?;
         reaches(&deployment.client()?, &id, &["RUNNING"], SOON).await?;
         Ok(id)
     }
 
-    async fn post_one(&mut self, deployment: &Deployment, kind: Kind) -> Result<String> {
+    pub(super) async fn post_one(&mut self, deployment: &Deployment, kind: Kind) -> Result<String> {
         self.post(deployment, &[kind]).await?.pop().context("a job was posted")
     }
 
@@ -272,7 +296,7 @@ pub(super) fn terminal(state: &str) -> bool {
     matches!(state, "FINISHED" | "FAILED" | "CANCELED" | "TIMED_OUT" | "LOST")
 }
 
-async fn command(client: &Client, id: &str, word: &str) -> Result<()> {
+pub(super) async fn command(client: &Client, id: &str, word: &str) -> Result<()> {
     let (status, answer) = client.post(&format!("/v1/jobs/{id}/{word}"), &json!({})).await?;
     ensure!(status == 200, "{word}: {status} {answer}");
     Ok(())
@@ -287,7 +311,7 @@ async fn reaches(client: &Client, id: &str, states: &[&str], within: Duration) -
     .await
 }
 
-async fn ended(client: &Client, id: &str) -> Result<Value> {
+pub(super) async fn ended(client: &Client, id: &str) -> Result<Value> {
     until("a job ends", SOON, async || {
         let job = client.get(&format!("/v1/jobs/{id}?wait=3s")).await?;
         ensure!(job["state"].as_str().is_some_and(terminal), "{job}");

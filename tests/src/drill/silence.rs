@@ -3,15 +3,13 @@
 
 use super::{Figures, Ground, all_finished, drain, post_backlog};
 use crate::{
-    services::Database,
-    torture::proxy::{Damage, Link, Mode, Protocol},
+    proxy::{Damage, Link, Mode, Protocol},
     wait::until,
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use jobgate_shared::supervise::Tasks;
-use reqwest::Url;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 /// The default, and how long a worker may go on after its last heartbeat.
 const LEASE: Duration = Duration::from_secs(10);
@@ -38,12 +36,13 @@ pub async fn run(options: &Options) -> Result<Figures> {
     );
     let mut ground = Ground::lay("", &cluster).await?;
     let tasks = Tasks::default();
-    let link = before(&ground.database, &tasks).await?;
-    let mut through: Url = ground.database.url().parse()?;
-    through.set_port(Some(link.port())).map_err(|()| anyhow::anyhow!("an address with a port"))?;
-    let apis = ground.start("api", 1).await?;
+    let (link, through) =
+        Link::to(ground.database.url(), Protocol::Opaque, 1, Arc::new(Damage::default()), &tasks).await?;
     // The API looks on; everybody who acts does so through the link.
-    ground.site.reach_database_at(through.as_str());
+    for role in ["worker", "recorder"] {
+        ground.site.set_for(role, "JOBGATE_DATABASE_URL", through.clone());
+    }
+    let apis = ground.start("api", 1).await?;
     let (workers, recorders) = (ground.start("worker", 2).await?, ground.start("recorder", 1).await?);
     let client = ground.site.client(&apis[0])?;
     let accepted = post_backlog(&client, "silence", 2 * options.jobs).await?;
@@ -79,12 +78,4 @@ pub async fn run(options: &Options) -> Result<Figures> {
     drain(workers.into_iter().chain(recorders).chain(apis)).await?;
     tasks.stop().await;
     Ok(figures)
-}
-
-/// A link to the server of this database.
-async fn before(database: &Database, tasks: &Tasks) -> Result<Link> {
-    let url: Url = database.url().parse()?;
-    let port = url.port().context("a port")?;
-    let target = SocketAddr::from(([127, 0, 0, 1], port));
-    Link::open(target, Protocol::Opaque, 1, Arc::new(Damage::default()), tasks).await
 }

@@ -2,18 +2,16 @@
 //! be killed, frozen and started again. Workers of [`Fleet::clocked`] live under libfaketime, whose offset can be changed
 //! while they run.
 
-use super::proxy::{Damage, Link, Mode, Protocol};
 use crate::{
     environment, ports,
     process::{LastWord, Managed},
+    proxy::{Damage, Link, Mode, Protocol},
 };
 use anyhow::{Context as _, Result, ensure};
 use jobgate_shared::supervise::Tasks;
-use reqwest::Url;
 use rustix::process::Signal;
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::Arc,
@@ -130,17 +128,15 @@ impl Fleet {
             for n in 1..=count {
                 let name = format!("{}-{n}", kind.role());
                 let seed = ground.seed.wrapping_add(members.len() as u64 * 2);
-                let to = |url: &str| url.parse::<Url>().context("the address of a server");
-                let (database, broker) = (to(ground.database)?, to(ground.broker)?);
-                let links = [
-                    Link::open(target(&database)?, Protocol::Postgres, seed, damage.clone(), tasks).await?,
-                    Link::open(target(&broker)?, Protocol::Opaque, seed + 1, damage.clone(), tasks).await?,
-                ];
+                let (database, database_url) =
+                    Link::to(ground.database, Protocol::Postgres, seed, damage.clone(), tasks).await?;
+                let (broker, broker_url) =
+                    Link::to(ground.broker, Protocol::Opaque, seed + 1, damage.clone(), tasks).await?;
                 let address = format!("127.0.0.1:{}", ports::free()?);
                 let listen = if kind == Kind::Api { "JOBGATE_LISTEN" } else { "JOBGATE_OPS_LISTEN" };
                 let mut variables = vec![
-                    ("JOBGATE_DATABASE_URL", through(database, &links[0])?),
-                    ("JOBGATE_BROKER_URL", through(broker, &links[1])?),
+                    ("JOBGATE_DATABASE_URL", database_url),
+                    ("JOBGATE_BROKER_URL", broker_url),
                     ("JOBGATE_ADMIN_TOKEN", ADMIN.to_owned()),
                     (listen, address.clone()),
                 ];
@@ -172,7 +168,6 @@ impl Fleet {
                     log: ground.folder.join(format!("{name}.log")),
                 };
                 let (url, life) = (format!("http://{address}"), Mutex::default());
-                let [database, broker] = links;
                 members.push(Member { kind, name, url, database, broker, clock, command, life });
             }
         }
@@ -350,15 +345,4 @@ fn faketime() -> Option<PathBuf> {
     let architectures = fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
     let folders = ["/usr/lib", "/usr/lib64"].into_iter().map(PathBuf::from).chain(architectures);
     folders.map(|folder| inside(&folder)).find(|library| library.is_file())
-}
-
-fn target(url: &Url) -> Result<SocketAddr> {
-    let addresses = url.socket_addrs(|| None)?;
-    addresses.into_iter().next().with_context(|| format!("{url} is nowhere"))
-}
-
-/// The same address, by way of the link.
-fn through(mut url: Url, link: &Link) -> Result<String> {
-    url.set_port(Some(link.port())).map_err(|()| anyhow::anyhow!("{url} takes no port"))?;
-    Ok(url.into())
 }

@@ -1,7 +1,7 @@
 //! Torture: the whole gateway as real processes behind breakable links, faults that follow from a seed, producers that do
 //! not give up, and a checker that compares what was accepted, what began, what the rows say and what history tells.
 //!
-//! * [`deployment`]: what is deployed. [`proxy`] (with [`frontend`], which knows a commit when it passes), [`fleet`], [`disk`]: what can be broken.
+//! * [`deployment`]: what is deployed. [`fleet`], behind links of [`proxy`](crate::proxy), [`disk`]: what can be broken.
 //! * [`schedule`], [`nemesis`]: what breaks it, and when. [`load`]: the producers.
 //! * [`watcher`], [`evidence`]: what is noted. [`checker`]: what must hold of it. [`report`]: what is told.
 
@@ -10,10 +10,8 @@ pub mod deployment;
 pub mod disk;
 pub mod evidence;
 pub mod fleet;
-pub mod frontend;
 pub mod load;
 pub mod nemesis;
-pub mod proxy;
 pub mod report;
 pub mod schedule;
 pub mod watcher;
@@ -25,7 +23,6 @@ use self::{
     fleet::{ADMIN, Fleet, Ground, Kind},
     load::Load,
     nemesis::{Done, Nemesis},
-    proxy::Damage,
     report::{Report, Settled, Verdict},
     schedule::{Fault, schedule},
     watcher::Watcher,
@@ -33,6 +30,7 @@ use self::{
 use crate::{
     environment,
     gateway::Client,
+    proxy::Damage,
     services::{Postgres, RabbitMq},
 };
 use anyhow::{Context as _, Result, ensure};

@@ -5,11 +5,13 @@ use super::{
     disk::Disk,
     fleet::{Fleet, Kind, Member},
     load::{CANCELED_PERCENT, Load},
-    proxy::Mode,
     schedule::{Fault, Step},
     watcher::{Counts, Watcher},
 };
-use crate::services::{Postgres, RabbitMq, Shutdown, Vhost};
+use crate::{
+    proxy::Mode,
+    services::{Postgres, RabbitMq, Shutdown, Vhost},
+};
 use anyhow::{Context as _, Result};
 use jobgate_shared::clock::{Clock as _, SystemClock};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};

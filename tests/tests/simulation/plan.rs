@@ -296,6 +296,8 @@ pub(crate) struct Plan {
     pub(crate) chaos: Duration,
     /// How late a late landing may be.
     pub(crate) latest: Duration,
+    /// How late a late commit may be.
+    pub(crate) late_commit: Duration,
     /// Who ends a job whose time is up.
     pub(crate) time_limits: TimeLimits,
     /// A manager answers a second create under one tag with the first submission.
@@ -341,6 +343,9 @@ impl Plan {
             let all = Fault::ALL.iter().zip(&mut rates);
             all.for_each(|(fault, rate)| *rate = if kept(fault) { 300 } else { 0 });
         }
+        for fault in demanded(flaw) {
+            rates[*fault as usize] = 300;
+        }
         let chaos = dice.millis(10_000, 40_000);
         let clusters = 1 + usize::from(dice.chance(400));
         let modes = [
@@ -369,9 +374,11 @@ impl Plan {
             jobs,
             script: Vec::new(),
             chaos,
+            late_commit: Duration::from_secs(if flaw == Flaw::EveryRecordWins { 20 } else { 3 }),
             latest: Duration::from_secs(dice.pick(&[5, 5, 20, 20, 20, 60, 150])),
             time_limits: dice.pick(&[TimeLimits::ByEngine, TimeLimits::ByWatcher]),
-            finds_by_tag: dice.chance(500),
+            // One that does gives every claim the same submission to record.
+            finds_by_tag: dice.chance(500) && flaw != Flaw::EveryRecordWins,
             stirs: dice.chance(500),
             tells_waiting: dice.chance(700),
             logs: dice.chance(250),
@@ -533,6 +540,23 @@ fn forced(flaw: Flaw) -> Option<SubmitMode> {
         | Flaw::HintsAreLost
         | Flaw::EndsAreNotTold
         | Flaw::NothingIsHeld => None,
+    }
+}
+
+/// What a flaw needs to show.
+fn demanded(flaw: Flaw) -> &'static [Fault] {
+    match flaw {
+        // A record that commits when its worker is long taken for dead, and the adopter has made another.
+        Flaw::EveryRecordWins => &[Fault::LateCommit, Fault::Kill, Fault::Freeze, Fault::CutFromStore],
+        Flaw::None
+        | Flaw::EventsReplaceEnds
+        | Flaw::ClaimsIgnoreOwners
+        | Flaw::CancelsAtOnce
+        | Flaw::CreateStarts
+        | Flaw::NamesAreForgotten
+        | Flaw::HintsAreLost
+        | Flaw::EndsAreNotTold
+        | Flaw::NothingIsHeld => &[],
     }
 }
 

@@ -172,9 +172,10 @@ impl World {
             return if dice.chance(100) { Fate::LostBack { there, wait } } else { Fate::LostThere { wait } };
         }
         let latest = match link {
-            Link::Store | Link::Broker => 3_000,
-            Link::Manager => u64::try_from(self.plan.latest.as_millis()).unwrap_or(u64::MAX),
+            Link::Store | Link::Broker => self.plan.late_commit,
+            Link::Manager => self.plan.latest,
         };
+        let latest = u64::try_from(latest.as_millis()).unwrap_or(u64::MAX);
         match struck {
             [true, _, _] => Fate::LostThere { wait },
             [_, true, _] => Fate::LostBack { there, wait },

@@ -5,6 +5,7 @@ use super::{Worker, claim::Claimer, drive::Message};
 use crate::core::Input;
 use jobgate_shared::{
     domain::{JobId, WorkerId},
+    failpoint,
     supervise::Tasks,
 };
 use std::sync::Arc;
@@ -53,7 +54,9 @@ pub(super) async fn claim_again(
     while unheard.recv_many(&mut batch, MAX_CLAIM).await > 0 {
         metrics::counter!("jobgate_claims_unheard_total").increment(batch.len() as u64);
         tracing::warn!(worker = %id, jobs = batch.len(), "jobs are this worker's that no answer to a claim told it of; claiming them again");
+        failpoint::pass("unheard.found");
         let Some(jobs) = claimer.claim(&batch, None).await else { return };
+        failpoint::pass("unheard.claimed");
         if inbox.send(Message::Adopted(jobs)).await.is_err() {
             return;
         }

@@ -27,7 +27,7 @@ pub(super) async fn run(worker: Arc<Worker>, mut waiting: mpsc::UnboundedReceive
         }
         let closing = waiting.is_closed() && waiting.is_empty();
         let patience = away_since.is_some_and(|since| since.elapsed() >= worker.timing.broker_patience);
-        if away_since.is_some() && (closing || patience) && apply(&worker, &mut batch).await {
+        if away_since.is_some() && (closing || patience) && apply(&worker, &mut batch, closing).await {
             continue;
         }
         failpoint::pass("publish.begins");
@@ -50,7 +50,7 @@ pub(super) async fn run(worker: Arc<Worker>, mut waiting: mpsc::UnboundedReceive
                 batch = newest(batch);
                 if !closing {
                     tokio::time::sleep(delays.next_delay()).await;
-                } else if !apply(&worker, &mut batch).await {
+                } else if !apply(&worker, &mut batch, closing).await {
                     // The rows are away too. Whoever adopts these jobs sees the same and tells it again.
                     tracing::warn!(events = batch.len(), "stopping with events nobody took");
                     return;
@@ -60,10 +60,14 @@ pub(super) async fn run(worker: Arc<Worker>, mut waiting: mpsc::UnboundedReceive
     }
 }
 
-/// Writes the events to the rows themselves; true when they are there.
-async fn apply(worker: &Worker, batch: &mut Vec<StatusEvent>) -> bool {
+/// Writes the events to the rows themselves, at the end (`closing`) or before; true when they are there.
+async fn apply(worker: &Worker, batch: &mut Vec<StatusEvent>, closing: bool) -> bool {
+    let [before, behind] =
+        if closing { ["hand_over.begins", "hand_over.done"] } else { ["apply.begins", "apply.done"] };
+    failpoint::pass(before);
     match worker.leases.apply(batch).await {
         Ok(_) => {
+            failpoint::pass(behind);
             metrics::counter!("jobgate_events_applied_directly_total").increment(batch.len() as u64);
             batch.clear();
             true

@@ -10,7 +10,7 @@ const KEPT: usize = 32 * 1024;
 
 /// One connection's client side.
 #[derive(Debug, Default)]
-pub struct Frontend {
+pub(super) struct Frontend {
     greeted: bool,
     head: Vec<u8>,
     body: Vec<u8>,
@@ -23,7 +23,7 @@ pub struct Frontend {
 
 impl Frontend {
     /// Reads on; answers the offsets in `bytes` right after which something is committed.
-    pub fn read(&mut self, bytes: &[u8]) -> Vec<usize> {
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Vec<usize> {
         let mut commits = Vec::new();
         let mut at = 0;
         while at < bytes.len() {

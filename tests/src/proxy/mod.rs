@@ -1,10 +1,13 @@
 //! The network between one process and one server: a TCP proxy on a port of its own that can be made to misbehave.
 
-use super::frontend::Frontend;
+mod frontend;
+
 use crate::ports;
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
+use frontend::Frontend;
 use jobgate_shared::supervise::Tasks;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use reqwest::Url;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -86,8 +89,24 @@ struct Inside {
 }
 
 impl Link {
+    /// A link to the server of this address, and the same address by way of the link.
+    pub async fn to(
+        url: &str,
+        protocol: Protocol,
+        seed: u64,
+        damage: Arc<Damage>,
+        tasks: &Tasks,
+    ) -> Result<(Self, String)> {
+        let mut url: Url = url.parse().context("the address of a server")?;
+        let target = url.socket_addrs(|| None)?.into_iter().next();
+        let target = target.with_context(|| format!("{url} is nowhere"))?;
+        let link = Self::open(target, protocol, seed, damage, tasks).await?;
+        url.set_port(Some(link.address.port())).map_err(|()| anyhow!("{url} takes no port"))?;
+        Ok((link, url.into()))
+    }
+
     /// A link to `target` that passes everything; `seed` decides what is left to chance.
-    pub async fn open(
+    async fn open(
         target: SocketAddr,
         protocol: Protocol,
         seed: u64,
@@ -111,11 +130,6 @@ impl Link {
             }
         });
         Ok(Self { address, inside })
-    }
-
-    /// Where the process reaches the server.
-    pub fn port(&self) -> u16 {
-        self.address.port()
     }
 
     /// Treats everything so from now on.
