@@ -2,9 +2,11 @@
 //!
 //! What stands here is what the cluster declares to users. The claims are the API's; no worker serves such a cluster.
 
-use crate::engine::{Capabilities, SubmitMode, TimeLimits};
+use super::{EngineContext, EngineSettings, Options, ServedBy};
+use crate::engine::{Capabilities, Engine, SubmitMode, TimeLimits};
+use jobgate_shared::domain::{JobSpec, SpecError};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// How often a claimant renews a lease of the usual length, which is when it hears of cancels.
 const RENEWED_EVERY: Duration = Duration::from_secs(20);
@@ -24,8 +26,12 @@ impl Default for ExternalConfig {
     }
 }
 
-impl ExternalConfig {
-    pub(super) fn capabilities(&self) -> Capabilities {
+impl EngineSettings for ExternalConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
         Capabilities {
             mode: self.mode,
             reach: None,
@@ -33,5 +39,26 @@ impl ExternalConfig {
             logs: false,
             poll_interval: RENEWED_EVERY,
         }
+    }
+
+    fn is_bound_to_its_host(&self) -> bool {
+        false
+    }
+
+    fn served_by(&self) -> ServedBy {
+        ServedBy::Claimants
+    }
+
+    /// The whole spec is handed over; what it may ask is between its author and the service.
+    fn validate(&self, _: &JobSpec) -> Result<(), SpecError> {
+        Ok(())
+    }
+
+    fn options(&self) -> Options {
+        None
+    }
+
+    fn open(&self, _: &EngineContext) -> anyhow::Result<Arc<dyn Engine>> {
+        anyhow::bail!("it is served from outside; no worker opens it")
     }
 }

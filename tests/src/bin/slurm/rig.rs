@@ -12,7 +12,7 @@ use jobgate_tests::services::{Accounting, Slurm};
 use jobgate_worker::{
     engine::{Engine, ToCreate},
     engines::{
-        EngineConfig, build,
+        build,
         conformance::{self, Rig, Trouble},
         slurm::SlurmConfig,
     },
@@ -113,7 +113,7 @@ impl SlurmRig {
         let context = conformance::context("slurm", Path::new("/nonexistent"), CALL_TIMEOUT);
         // reqwest wants a provider even where no TLS is spoken; an error says that there is one already.
         rustls::crypto::ring::default_provider().install_default().ok();
-        build(&EngineConfig::Slurm(Box::new(config)), &context).expect("an engine")
+        build(&config.into(), &context).expect("an engine")
     }
 }
 

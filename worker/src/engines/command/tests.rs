@@ -8,7 +8,7 @@ use super::{
     },
     template::Values,
 };
-use crate::engine::SubmitMode;
+use crate::{engine::SubmitMode, engines::EngineSettings as _};
 use serde_json::json;
 use std::collections::BTreeMap;
 
