@@ -12,7 +12,7 @@ use jobgate_shared::{
 };
 use jobgate_worker::{
     Served,
-    engine::{SubmitMode, TimeLimits},
+    engine::{ExitCodes, MemoryLimits, SubmitMode, TimeLimits},
     engines::{self, EngineConfig, EngineContext, ServedBy, Takes, local::RunnerCommand},
     pace::Pace,
     regulator::RegulatorConfig,
@@ -52,12 +52,27 @@ fn info(name: &ClusterName, engine: &EngineConfig) -> ClusterInfo {
     };
     let reach =
         if engine.is_bound_to_its_host() { shown::ReachKind::Host } else { shown::ReachKind::Everywhere };
-    let time_limits = match declared.time_limits {
-        TimeLimits::ByEngine => shown::TimeLimits::ByEngine,
-        TimeLimits::ByWatcher => shown::TimeLimits::ByWatcher,
+    let capabilities = shown::Capabilities {
+        reach,
+        commands: declared.commands,
+        exit_codes: match declared.exit_codes {
+            ExitCodes::None => shown::ExitCodes::None,
+            ExitCodes::Codes => shown::ExitCodes::Codes,
+            ExitCodes::CodesAndSignals => shown::ExitCodes::CodesAndSignals,
+        },
+        memory_limits: match declared.memory_limits {
+            MemoryLimits::None => shown::MemoryLimits::None,
+            MemoryLimits::Enforced => shown::MemoryLimits::Enforced,
+            MemoryLimits::Told => shown::MemoryLimits::Told,
+        },
+        time_limits: match declared.time_limits {
+            TimeLimits::ByEngine => shown::TimeLimits::ByEngine,
+            TimeLimits::ByWatcher => shown::TimeLimits::ByWatcher,
+        },
+        warns_on_cancel: declared.warns_on_cancel,
+        logs: declared.logs,
+        poll_interval_seconds: declared.poll_interval.as_secs_f64(),
     };
-    let poll_interval_seconds = declared.poll_interval.as_secs_f64();
-    let capabilities = shown::Capabilities { reach, time_limits, logs: declared.logs, poll_interval_seconds };
     let served_by = match engine.served_by() {
         ServedBy::Workers { .. } => shown::ServedBy::Workers,
         ServedBy::Claimants => shown::ServedBy::Claimants,
@@ -147,9 +162,11 @@ mod tests {
                     [clusters.local]\nengine = 'local'\nspool_dir = '/no/such/place'\n";
         let config: Config = toml::from_str(text).unwrap();
         let told = serde_json::to_value(Clusters::new(&config).clusters()).unwrap();
-        let far = json!({"reach": "everywhere", "time_limits": "by_engine", "logs": false, "poll_interval_seconds": 2.0});
-        let local =
-            json!({"reach": "host", "time_limits": "by_engine", "logs": true, "poll_interval_seconds": 0.2});
+        let far = json!({"reach": "everywhere", "commands": false, "exit_codes": "none", "memory_limits": "none",
+            "time_limits": "by_engine", "warns_on_cancel": false, "logs": false, "poll_interval_seconds": 2.0});
+        let local = json!({"reach": "host", "commands": true, "exit_codes": "codes_and_signals",
+            "memory_limits": "enforced", "time_limits": "by_engine", "warns_on_cancel": true, "logs": true,
+            "poll_interval_seconds": 0.2});
         let of_a_process = [
             "env",
             "working_dir",

@@ -1,9 +1,9 @@
 //! The engine that is none: a service outside claims a cluster's jobs over HTTP, runs them and tells how they stand.
 //!
-//! What stands here is what the cluster declares to users. The claims are the API's; no worker serves such a cluster.
+//! What stands here is what the cluster declares to users: what the service's maker says it does, and no more. The claims are the API's; no worker serves such a cluster.
 
 use super::{EngineContext, EngineSettings, Options, ServedBy};
-use crate::engine::{Capabilities, Engine, SubmitMode, TimeLimits};
+use crate::engine::{Capabilities, Engine, ExitCodes, MemoryLimits, SubmitMode, TimeLimits};
 use jobgate_shared::domain::{JobSpec, SpecError};
 use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
@@ -18,11 +18,22 @@ pub struct ExternalConfig {
     /// How the service keeps an attempt from starting twice, as its maker says. Two-phase: it starts a job only once its
     /// submission id is recorded.
     pub mode: SubmitMode,
+    /// What the service tells of commands that fail: `none`, `codes` or `codes_and_signals`. Default: `none`.
+    pub exit_codes: ExitCodes,
+    /// Whether the service holds a job to the memory it asks for, and tells: `none`, `enforced` or `told`. Default: `none`.
+    pub memory_limits: MemoryLimits,
+    /// The service tells a command that is canceled to end before it kills it. Default: false.
+    pub warns_on_cancel: bool,
 }
 
 impl Default for ExternalConfig {
     fn default() -> Self {
-        Self { mode: SubmitMode::TwoPhase }
+        Self {
+            mode: SubmitMode::TwoPhase,
+            exit_codes: ExitCodes::None,
+            memory_limits: MemoryLimits::None,
+            warns_on_cancel: false,
+        }
     }
 }
 
@@ -35,7 +46,11 @@ impl EngineSettings for ExternalConfig {
         Capabilities {
             mode: self.mode,
             reach: None,
+            commands: true,
+            exit_codes: self.exit_codes,
+            memory_limits: self.memory_limits,
             time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: self.warns_on_cancel,
             logs: false,
             poll_interval: RENEWED_EVERY,
         }

@@ -13,11 +13,10 @@ mod memory;
 
 use super::{EngineContext, EngineSettings, Options, ServedBy, settings::refuse_unknown_options};
 use crate::engine::{
-    Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, SubmitMode, TimeLimits,
-    ToCreate,
+    Capabilities, Engine, EngineError, EngineResult, ExitCodes, LogChunk, MemoryLimits, Sighting, Stream,
+    SubmitMode, TimeLimits, ToCreate,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jobgate_shared::{
     clock::Clock,
@@ -96,7 +95,11 @@ impl EngineSettings for NoopConfig {
         Capabilities {
             mode: self.mode,
             reach: None,
+            commands: false,
+            exit_codes: ExitCodes::None,
+            memory_limits: MemoryLimits::None,
             time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: false,
             logs: false,
             poll_interval: *self.poll_interval,
         }
@@ -341,25 +344,13 @@ impl Engine for NoopEngine {
 
     async fn read_log(
         &self,
-        tag: SubmissionTag,
-        submission: &Submission,
-        _stream: Stream,
-        _offset: u64,
-        _limit: usize,
+        _: SubmissionTag,
+        _: &Submission,
+        _: Stream,
+        _: u64,
+        _: usize,
     ) -> EngineResult<LogChunk> {
-        let memory = self.memory.lock().await?;
-        let Some(attempt) = memory.find(tag, submission) else {
-            return Err(EngineError::Refused("it is not known any more".to_owned()));
-        };
-        let last = match self.look(tag, attempt) {
-            Sighting::Seen(Observation::Ended { .. }) => true,
-            Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
-            | Sighting::Inert
-            | Sighting::Absent
-            | Sighting::Unseen
-            | Sighting::Gone { .. } => false,
-        };
-        Ok(LogChunk { bytes: Bytes::new(), last })
+        Err(EngineError::Refused("nothing runs here, and nothing is printed".to_owned()))
     }
 
     async fn forget(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()> {

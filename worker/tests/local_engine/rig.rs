@@ -5,7 +5,7 @@ use jobgate_shared::{
     domain::{Ending, JobId, JobSpec, Observation, Project, Submission, SubmissionTag},
 };
 use jobgate_worker::{
-    engine::{Engine, LogChunk, Sighting, Stream, ToCreate},
+    engine::{Engine, LogChunk, Sighting, Stream, SubmitMode, ToCreate},
     engines::{
         EngineConfig, EngineContext, build,
         conformance::Rig,
@@ -149,19 +149,19 @@ pub(crate) struct NoopRig {
 }
 
 impl NoopRig {
-    pub(crate) fn in_memory() -> Self {
+    pub(crate) fn in_memory(mode: SubmitMode) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let ledger = Some(dir.path().join("ledger"));
         let config: EngineConfig =
-            NoopConfig { ledger, unknown: Unknown::Absent, ..NoopConfig::default() }.into();
+            NoopConfig { mode, ledger, unknown: Unknown::Absent, ..NoopConfig::default() }.into();
         let engine = build(&config, &context(dir.path(), clock::system())).expect("an engine");
         Self { dir, config, only: Some(engine) }
     }
 
-    pub(crate) fn over_a_state() -> Self {
+    pub(crate) fn over_a_state(mode: SubmitMode) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let state = Some(dir.path().join("ledger"));
-        let config = NoopConfig { state, ..NoopConfig::default() }.into();
+        let config = NoopConfig { mode, state, ..NoopConfig::default() }.into();
         Self { dir, config, only: None }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     template::{Argv, For},
 };
 use crate::{
-    engine::{Capabilities, Engine, SubmitMode, TimeLimits, ToCreate},
+    engine::{Capabilities, Engine, ExitCodes, MemoryLimits, SubmitMode, TimeLimits, ToCreate},
     engines::{
         EngineContext, EngineSettings, Options, ServedBy,
         local::config::{DEFAULT_PATH, MAX_EXEC_BYTES},
@@ -81,6 +81,12 @@ pub(super) struct Settings {
     /// What a job may ask for in `spec.engine`.
     #[serde(default)]
     pub(super) options: BTreeMap<String, Choice>,
+    /// The words for a job's end say that it was out of memory.
+    #[serde(default)]
+    tells_memory: bool,
+    /// `cancel` makes the scheduler tell a running job to end, before it kills it.
+    #[serde(default)]
+    warns_on_cancel: bool,
 }
 
 /// How one attempt is kept from starting twice.
@@ -347,7 +353,20 @@ impl EngineSettings for CommandConfig {
         Capabilities {
             mode: self.mode(),
             reach: None,
+            commands: true,
+            // What the shell of the submitted script makes of an end.
+            exit_codes: ExitCodes::Codes,
+            memory_limits: match (
+                self.settings.create.argv.mentions("memory_mib"),
+                self.settings.tells_memory,
+            ) {
+                (false, _) => MemoryLimits::None,
+                (true, false) => MemoryLimits::Enforced,
+                (true, true) => MemoryLimits::Told,
+            },
+            // By the submitted script.
             time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: self.settings.warns_on_cancel,
             logs: true,
             poll_interval: *self.settings.poll_interval,
         }

@@ -2,7 +2,7 @@
 
 use super::LocalEngine;
 use crate::{
-    engine::{Capabilities, Engine, SubmitMode, TimeLimits},
+    engine::{Capabilities, Engine, ExitCodes, MemoryLimits, SubmitMode, TimeLimits},
     engines::{EngineContext, EngineSettings, Options, ServedBy, settings::refuse_unknown_options},
 };
 use jobgate_shared::{
@@ -103,7 +103,11 @@ impl EngineSettings for LocalConfig {
         Capabilities {
             mode: SubmitMode::TwoPhase,
             reach: None,
+            commands: true,
+            exit_codes: ExitCodes::CodesAndSignals,
+            memory_limits: if self.cgroup.is_some() { MemoryLimits::Told } else { MemoryLimits::Enforced },
             time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: !self.kill_grace.is_zero(),
             logs: true,
             poll_interval: *self.poll_interval,
         }

@@ -2,7 +2,7 @@
 
 use super::{SlurmEngine, token::TokenSource};
 use crate::{
-    engine::{Capabilities, Engine, SubmitMode, TimeLimits},
+    engine::{Capabilities, Engine, ExitCodes, MemoryLimits, SubmitMode, TimeLimits},
     engines::{EngineContext, EngineSettings, Options, ServedBy, settings::refuse_unknown_options},
 };
 use jobgate_shared::{
@@ -225,7 +225,13 @@ impl EngineSettings for SlurmConfig {
         Capabilities {
             mode: SubmitMode::TwoPhase,
             reach: None,
+            commands: true,
+            // What the shell of the batch script makes of an end.
+            exit_codes: ExitCodes::Codes,
+            memory_limits: MemoryLimits::Told,
             time_limits: TimeLimits::ByEngine,
+            // Slurm tells the steps of a job, and not its batch script: that is killed.
+            warns_on_cancel: false,
             logs: self.log_dir.is_some(),
             poll_interval: *self.poll_interval,
         }

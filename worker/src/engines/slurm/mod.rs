@@ -719,7 +719,9 @@ impl Engine for SlurmEngine {
         limit: usize,
     ) -> EngineResult<LogChunk> {
         let Some((of, user)) = Identity::of(tag, submission) else { return Err(forgotten()) };
-        let Some(path) = self.config.log_dir(&user) else { return Err(forgotten()) };
+        let Some(path) = self.config.log_dir(&user) else {
+            return Err(EngineError::Refused("this cluster keeps no logs".to_owned()));
+        };
         let ending = match stream {
             Stream::Stdout => "out",
             Stream::Stderr => "err",
