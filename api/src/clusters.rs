@@ -62,8 +62,16 @@ pub enum SubmitMode {
 pub struct Capabilities {
     /// Where a job that was submitted can be watched and canceled.
     pub reach: ReachKind,
+    /// It runs the command of a job; where it does not, what is said here of commands is about none.
+    pub commands: bool,
+    /// What is told of a command that failed by itself.
+    pub exit_codes: ExitCodes,
+    /// What becomes of a job that wants more than its `resources.memory_mib`.
+    pub memory_limits: MemoryLimits,
     /// Who ends a job whose `time_limit_seconds` are over.
     pub time_limits: TimeLimits,
+    /// A running command that is canceled gets a SIGTERM and time to heed it, before it is killed.
+    pub warns_on_cancel: bool,
     /// What its jobs print can be read.
     pub logs: bool,
     /// How often a worker looks at its jobs, at least.
@@ -78,6 +86,30 @@ pub enum ReachKind {
     Host,
     /// On every host that has a worker of the cluster.
     Everywhere,
+}
+
+/// What is told of a command that failed by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitCodes {
+    /// That it failed, and never a code.
+    None,
+    /// Its code; a signal reads as an exit with 128 and its number.
+    Codes,
+    /// Its code; or the signal that ended it, in the reason, and then no code.
+    CodesAndSignals,
+}
+
+/// What becomes of a job that wants more memory than it asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryLimits {
+    /// Nothing: nobody holds it to that.
+    None,
+    /// It does not get it, and ends as its command then ends.
+    Enforced,
+    /// It does not get it, and an end for want of memory says so in its reason.
+    Told,
 }
 
 /// Who ends a job whose time is up.

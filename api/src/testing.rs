@@ -4,7 +4,8 @@ use crate::{
     accept::AcceptSettings,
     auth::{self, TokenWish},
     clusters::{
-        Capabilities, ClusterInfo, ReachKind, ServedBy, SpecValidator, SubmitMode, Takes, TimeLimits,
+        Capabilities, ClusterInfo, ExitCodes, MemoryLimits, ReachKind, ServedBy, SpecValidator, SubmitMode,
+        Takes, TimeLimits,
     },
     dispatcher::HintBudget,
     http::{Api, ApiParts, Hosts, HttpConfig, router},
@@ -359,7 +360,11 @@ impl SomeClusters {
             mode: SubmitMode::TwoPhase,
             capabilities: Capabilities {
                 reach: if name == "local" { ReachKind::Host } else { ReachKind::Everywhere },
+                commands: true,
+                exit_codes: ExitCodes::CodesAndSignals,
+                memory_limits: MemoryLimits::Told,
                 time_limits: TimeLimits::ByEngine,
+                warns_on_cancel: true,
                 logs: true,
                 poll_interval_seconds: 0.2,
             },

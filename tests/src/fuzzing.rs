@@ -12,7 +12,8 @@ use http_body_util::BodyExt as _;
 use jobgate_api::{
     accept::AcceptSettings,
     clusters::{
-        Capabilities, ClusterInfo, ReachKind, ServedBy, SpecValidator, SubmitMode, Takes, TimeLimits,
+        Capabilities, ClusterInfo, ExitCodes, MemoryLimits, ReachKind, ServedBy, SpecValidator, SubmitMode,
+        Takes, TimeLimits,
     },
     dispatcher::HintBudget,
     http::{Api, ApiParts, Hosts, HttpConfig, router},
@@ -112,7 +113,11 @@ fn api() -> Arc<Api> {
         mode: SubmitMode::TwoPhase,
         capabilities: Capabilities {
             reach: ReachKind::Everywhere,
+            commands: false,
+            exit_codes: ExitCodes::None,
+            memory_limits: MemoryLimits::None,
             time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: false,
             logs: true,
             poll_interval_seconds: 1.0,
         },

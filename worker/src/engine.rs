@@ -49,16 +49,49 @@ pub enum TimeLimits {
     ByWatcher,
 }
 
-/// What an engine can do.
+/// What is told of a command that failed by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitCodes {
+    /// That it failed, and never a code.
+    None,
+    /// Its code. A signal reads as a shell puts it, as an exit with 128 and its number.
+    Codes,
+    /// Its code; or the signal that ended it, and then no code.
+    CodesAndSignals,
+}
+
+/// What becomes of a job that wants more memory than it asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryLimits {
+    /// Nothing: nobody holds it to that. An engine that runs commands refuses to be asked.
+    None,
+    /// It does not get it, and ends as its command then ends.
+    Enforced,
+    /// It does not get it, and an end for want of memory says so in its reason.
+    Told,
+}
+
+/// What an engine can do. The conformance suite holds each declaration both ways: what is declared is done, and what is not
+/// declared is not done by chance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Capabilities {
     /// How it submits.
     pub mode: SubmitMode,
     /// Where it can act, when not everywhere.
     pub reach: Option<Reach>,
+    /// It runs the commands of specs. Where it does not, what is declared of them is about none.
+    pub commands: bool,
+    /// What is told of commands that fail.
+    pub exit_codes: ExitCodes,
+    /// Whether a job is held to the memory it asks for.
+    pub memory_limits: MemoryLimits,
     /// Who enforces time limits.
     pub time_limits: TimeLimits,
-    /// Standard output and error can be read.
+    /// A running command that is canceled gets a SIGTERM and time to heed it, before it is killed.
+    pub warns_on_cancel: bool,
+    /// Standard output and error can be read; where they cannot, `read_log` answers `Refused`.
     pub logs: bool,
     /// How often a poll is worth making while jobs run.
     pub poll_interval: Duration,
@@ -163,7 +196,7 @@ pub trait Engine: Send + Sync + Debug {
         Ok(Vec::new())
     }
 
-    /// Up to `limit` bytes of a stream, from `offset`. Of a forgotten submission: `Refused`.
+    /// Up to `limit` bytes of a stream, from `offset`. Of a forgotten submission, and of any where there are no logs: `Refused`.
     async fn read_log(
         &self,
         tag: SubmissionTag,

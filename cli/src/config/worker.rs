@@ -112,7 +112,7 @@ impl ClusterSection {
             lost_after: lost_after(),
             slow_after: slow_after(),
             regulator: None,
-            engine: EngineConfig::Local(LocalConfig::default()),
+            engine: LocalConfig::default().into(),
         }
     }
 }

@@ -12,52 +12,32 @@ use jobgate_shared::{
 };
 use jobgate_worker::{
     Served,
-    engine::{SubmitMode, TimeLimits},
-    engines::{self, EngineConfig, EngineContext, Takes, Validator, local::RunnerCommand},
+    engine::{ExitCodes, MemoryLimits, SubmitMode, TimeLimits},
+    engines::{self, EngineConfig, EngineContext, ServedBy, Takes, local::RunnerCommand},
     pace::Pace,
     regulator::RegulatorConfig,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
-    num::NonZeroU32,
     sync::Arc,
-    thread,
     time::Duration,
 };
 
-/// Jobs one worker holds of a manager on other hosts, unless configured: the manager has a queue of its own.
-const FAR_JOBS: NonZeroU32 = NonZeroU32::new(10_000).expect("not zero");
-
 /// What the API has to know of the configured clusters.
+#[derive(Debug)]
 pub(super) struct Clusters {
     infos: Vec<ClusterInfo>,
-    validators: BTreeMap<ClusterName, Validator>,
+    engines: BTreeMap<ClusterName, EngineConfig>,
     default: Option<ClusterName>,
-}
-
-impl fmt::Debug for Clusters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clusters")
-            .field("infos", &self.infos)
-            .field("default", &self.default)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Clusters {
     /// The clusters of a configuration; nothing is opened.
     pub(super) fn new(config: &Config) -> Self {
-        let sections = config.clusters();
-        let info = |(name, section): (&ClusterName, &ClusterSection)| info(name, &section.engine);
-        let validator = |(name, section): (&ClusterName, &ClusterSection)| {
-            (name.clone(), engines::validator(&section.engine))
-        };
-        Self {
-            infos: sections.iter().map(info).collect(),
-            validators: sections.iter().map(validator).collect(),
-            default: config.default_cluster(),
-        }
+        let engine = |(name, section): (ClusterName, ClusterSection)| (name, section.engine);
+        let engines: BTreeMap<_, _> = config.clusters().into_iter().map(engine).collect();
+        let infos = engines.iter().map(|(name, engine)| info(name, engine)).collect();
+        Self { infos, engines, default: config.default_cluster() }
     }
 }
 
@@ -72,14 +52,31 @@ fn info(name: &ClusterName, engine: &EngineConfig) -> ClusterInfo {
     };
     let reach =
         if engine.is_bound_to_its_host() { shown::ReachKind::Host } else { shown::ReachKind::Everywhere };
-    let time_limits = match declared.time_limits {
-        TimeLimits::ByEngine => shown::TimeLimits::ByEngine,
-        TimeLimits::ByWatcher => shown::TimeLimits::ByWatcher,
+    let capabilities = shown::Capabilities {
+        reach,
+        commands: declared.commands,
+        exit_codes: match declared.exit_codes {
+            ExitCodes::None => shown::ExitCodes::None,
+            ExitCodes::Codes => shown::ExitCodes::Codes,
+            ExitCodes::CodesAndSignals => shown::ExitCodes::CodesAndSignals,
+        },
+        memory_limits: match declared.memory_limits {
+            MemoryLimits::None => shown::MemoryLimits::None,
+            MemoryLimits::Enforced => shown::MemoryLimits::Enforced,
+            MemoryLimits::Told => shown::MemoryLimits::Told,
+        },
+        time_limits: match declared.time_limits {
+            TimeLimits::ByEngine => shown::TimeLimits::ByEngine,
+            TimeLimits::ByWatcher => shown::TimeLimits::ByWatcher,
+        },
+        warns_on_cancel: declared.warns_on_cancel,
+        logs: declared.logs,
+        poll_interval_seconds: declared.poll_interval.as_secs_f64(),
     };
-    let poll_interval_seconds = declared.poll_interval.as_secs_f64();
-    let capabilities = shown::Capabilities { reach, time_limits, logs: declared.logs, poll_interval_seconds };
-    let served_by =
-        if engine.is_served_outside() { shown::ServedBy::Claimants } else { shown::ServedBy::Workers };
+    let served_by = match engine.served_by() {
+        ServedBy::Workers { .. } => shown::ServedBy::Workers,
+        ServedBy::Claimants => shown::ServedBy::Claimants,
+    };
     let Takes { fields, options } = engine.takes();
     let takes = shown::Takes { fields, options };
     ClusterInfo { name: name.clone(), engine: engine.kind().to_owned(), served_by, mode, capabilities, takes }
@@ -88,7 +85,8 @@ fn info(name: &ClusterName, engine: &EngineConfig) -> ClusterInfo {
 /// The clusters no worker serves and nobody is to be hinted of.
 pub(super) fn outside(config: &Config) -> BTreeSet<ClusterName> {
     let clusters = config.clusters().into_iter();
-    clusters.filter(|(_, section)| section.engine.is_served_outside()).map(|(name, _)| name).collect()
+    let outside = clusters.filter(|(_, section)| section.engine.served_by() == ServedBy::Claimants);
+    outside.map(|(name, _)| name).collect()
 }
 
 impl SpecValidator for Clusters {
@@ -101,8 +99,8 @@ impl SpecValidator for Clusters {
     }
 
     fn validate(&self, cluster: &ClusterName, spec: &JobSpec) -> Result<(), SpecError> {
-        match self.validators.get(cluster) {
-            Some(validate) => validate(spec),
+        match self.engines.get(cluster) {
+            Some(engine) => engine.validate(spec),
             None => Err(SpecError::new("cluster", format!("there is no cluster {cluster}"))),
         }
     }
@@ -119,9 +117,7 @@ pub(super) fn open(
 ) -> anyhow::Result<Vec<Served>> {
     let mut served = Vec::new();
     for (name, section) in config.clusters() {
-        if section.engine.is_served_outside() {
-            continue;
-        }
+        let ServedBy::Workers { jobs: max_in_flight } = section.engine.served_by() else { continue };
         let context = EngineContext {
             cluster: name.clone(),
             clock: clock.clone(),
@@ -132,7 +128,7 @@ pub(super) fn open(
         };
         let engine = engines::build(&section.engine, &context)
             .with_context(|| format!("cannot open clusters.{name}"))?;
-        let regulator = section.regulator.clone().unwrap_or_else(|| usual_regulator(&section.engine));
+        let regulator = section.regulator.clone().unwrap_or(RegulatorConfig::Fixed { max_in_flight });
         served.push(Served {
             name,
             engine,
@@ -155,22 +151,6 @@ fn runner() -> RunnerCommand {
     RunnerCommand { program: "/proc/self/exe".into(), args: vec![LOCAL_RUNNER.into()] }
 }
 
-/// A job of this host takes a processor of it; any other manager decides for itself what runs when.
-fn usual_regulator(engine: &EngineConfig) -> RegulatorConfig {
-    let max_in_flight = match engine {
-        EngineConfig::Local(_) => {
-            let processors =
-                thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
-            NonZeroU32::new(processors).unwrap_or(NonZeroU32::MIN)
-        }
-        EngineConfig::Noop(_)
-        | EngineConfig::Slurm(_)
-        | EngineConfig::Command(_)
-        | EngineConfig::External(_) => FAR_JOBS,
-    };
-    RegulatorConfig::Fixed { max_in_flight }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,9 +162,11 @@ mod tests {
                     [clusters.local]\nengine = 'local'\nspool_dir = '/no/such/place'\n";
         let config: Config = toml::from_str(text).unwrap();
         let told = serde_json::to_value(Clusters::new(&config).clusters()).unwrap();
-        let far = json!({"reach": "everywhere", "time_limits": "by_engine", "logs": false, "poll_interval_seconds": 2.0});
-        let local =
-            json!({"reach": "host", "time_limits": "by_engine", "logs": true, "poll_interval_seconds": 0.2});
+        let far = json!({"reach": "everywhere", "commands": false, "exit_codes": "none", "memory_limits": "none",
+            "time_limits": "by_engine", "warns_on_cancel": false, "logs": false, "poll_interval_seconds": 2.0});
+        let local = json!({"reach": "host", "commands": true, "exit_codes": "codes_and_signals",
+            "memory_limits": "enforced", "time_limits": "by_engine", "warns_on_cancel": true, "logs": true,
+            "poll_interval_seconds": 0.2});
         let of_a_process = [
             "env",
             "working_dir",

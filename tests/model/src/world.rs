@@ -17,7 +17,7 @@ use jobgate_shared::{
 };
 use jobgate_worker::{
     core::{Core, Effect, Fault, Hold, Input, Moment, Serving},
-    engine::{Capabilities, Sighting, TimeLimits},
+    engine::{Capabilities, ExitCodes, MemoryLimits, Sighting, TimeLimits},
 };
 use std::{
     collections::BTreeSet,
@@ -173,7 +173,11 @@ impl Process {
         let capabilities = Capabilities {
             mode: protocol.manager.mode(),
             reach: None,
+            commands: false,
+            exit_codes: ExitCodes::None,
+            memory_limits: MemoryLimits::None,
             time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: false,
             logs: protocol.logs,
             poll_interval: Duration::ZERO,
         };

@@ -22,7 +22,7 @@ use jobgate_worker::{
     engine::{Engine, EngineError, Sighting, Stream, ToCreate},
     engines::{
         EngineConfig, build,
-        conformance::{self, Needs, Rig, Trouble},
+        conformance::{self, Rig, SetUp, Trouble},
     },
 };
 use libtest_mimic::{Arguments, Trial};
@@ -85,7 +85,8 @@ fn inside() -> ExitCode {
     // Jobs wait for the scheduler more than they compute.
     arguments.test_threads = arguments.test_threads.or(Some(6));
     let mut trials = Vec::new();
-    for case in conformance::cases(&[Needs::TwoPhase, Needs::Commands, Needs::Manager]) {
+    let declared = GridEngineRig::new().engine().capabilities();
+    for case in conformance::cases(&declared, &[SetUp::Manager, SetUp::Memory]) {
         trials.push(trial(case.name, || Box::pin((case.run)(Arc::new(GridEngineRig::new())))));
     }
     for (name, test) in TESTS {
@@ -154,11 +155,6 @@ impl Rig for GridEngineRig {
 
     fn troubled(&self, trouble: Trouble) -> Arc<dyn Engine> {
         self.engine_behind(&trouble.prefix("qstat*|qacct*"))
-    }
-
-    /// qdel kills.
-    fn tells_before_it_kills(&self) -> bool {
-        false
     }
 
     fn shared_dir(&self) -> &Path {

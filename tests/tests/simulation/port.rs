@@ -9,7 +9,9 @@ use crate::{
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use jobgate_shared::domain::{JobSpec, SpecError, Submission, SubmissionTag};
-use jobgate_worker::engine::{Capabilities, Engine, EngineResult, LogChunk, Sighting, Stream, ToCreate};
+use jobgate_worker::engine::{
+    Capabilities, Engine, EngineResult, ExitCodes, LogChunk, MemoryLimits, Sighting, Stream, ToCreate,
+};
 use std::{sync::Arc, time::Duration};
 
 /// A process's door to a manager.
@@ -38,7 +40,11 @@ impl Engine for Port {
         Capabilities {
             mode: self.manager.mode,
             reach: None,
+            commands: false,
+            exit_codes: ExitCodes::None,
+            memory_limits: MemoryLimits::None,
             time_limits: plan.time_limits,
+            warns_on_cancel: false,
             logs: plan.logs,
             poll_interval: Duration::from_secs(1),
         }

@@ -1,7 +1,7 @@
 //! The core's steps, one scenario a test: what goes in, which effects come out.
 
 use super::*;
-use crate::engine::{SubmitMode, TimeLimits};
+use crate::engine::{ExitCodes, MemoryLimits, SubmitMode, TimeLimits};
 use jobgate_shared::domain::{Ending, JobSpec, JobState, Life, Observation, Project, RetryPolicy};
 
 /// A core with one cluster, time in its hands, and a job to give it.
@@ -23,7 +23,11 @@ impl Bench {
         let capabilities = Capabilities {
             mode,
             reach: None,
+            commands: false,
+            exit_codes: ExitCodes::None,
+            memory_limits: MemoryLimits::None,
             time_limits: TimeLimits::ByWatcher,
+            warns_on_cancel: false,
             logs: false,
             poll_interval: Duration::from_secs(1),
         };

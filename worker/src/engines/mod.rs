@@ -1,7 +1,6 @@
-//! The engines and their registry: a new engine is one file here, one variant of [`EngineConfig`] and its arms.
+//! The engines and their list: a new engine is one file here, with its `mod` and its line in the list.
 //!
-//! What is configured is checked before anything is built; what a job may ask of an engine is checked by [`validator`],
-//! which needs the configuration only and so works in the API process, too.
+//! What an engine's file must hold are its settings ([`EngineSettings`]) and the [`Engine`] they open.
 
 mod beneath;
 pub mod command;
@@ -9,30 +8,54 @@ pub mod conformance;
 pub mod external;
 pub mod local;
 pub mod noop;
+mod settings;
 pub mod slurm;
 
-use crate::engine::{Capabilities, Engine, SubmitMode, TimeLimits};
-use jobgate_shared::{
-    clock::Clock,
-    domain::{ClusterName, JobSpec, SpecError},
-};
-use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+pub use settings::{EngineSettings, Options, ServedBy, Takes};
 
-/// The resource manager behind one cluster, and its settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "engine", rename_all = "snake_case")]
-pub enum EngineConfig {
-    /// Runs jobs as processes of the worker's own host.
-    Local(local::LocalConfig),
-    /// Runs nothing: jobs that end by themselves, for measuring and testing what stands around them.
-    Noop(noop::NoopConfig),
-    /// Submits to a Slurm cluster through slurmrestd.
-    Slurm(Box<slurm::SlurmConfig>),
-    /// Drives any scheduler by its command line.
-    Command(Box<command::CommandConfig>),
-    /// No engine: a service outside claims the jobs over HTTP, and no worker serves the cluster.
-    External(external::ExternalConfig),
+use crate::engine::Engine;
+use jobgate_shared::{clock::Clock, domain::ClusterName};
+use serde::{Deserialize, Serialize};
+use std::{ops::Deref, path::PathBuf, sync::Arc, time::Duration};
+
+/// Makes [`EngineConfig`] of the engines' names, as configuration and metrics spell them, and their settings.
+macro_rules! engines {
+    ($($name:literal => $variant:ident($settings:ty),)*) => {
+        /// The resource manager behind one cluster, and its settings.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "engine")]
+        pub enum EngineConfig {
+            $(#[doc = concat!("`engine = \"", $name, "\"`.")] #[serde(rename = $name)] $variant(Box<$settings>),)*
+        }
+
+        impl EngineConfig {
+            /// The name of the engine.
+            pub fn kind(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name,)* }
+            }
+        }
+
+        impl Deref for EngineConfig {
+            type Target = dyn EngineSettings;
+            fn deref(&self) -> &Self::Target {
+                match self { $(Self::$variant(settings) => &**settings,)* }
+            }
+        }
+
+        $(impl From<$settings> for EngineConfig {
+            fn from(settings: $settings) -> Self {
+                Self::$variant(Box::new(settings))
+            }
+        })*
+    };
+}
+
+engines! {
+    "local" => Local(local::LocalConfig),
+    "noop" => Noop(noop::NoopConfig),
+    "slurm" => Slurm(slurm::SlurmConfig),
+    "command" => Command(command::CommandConfig),
+    "external" => External(external::ExternalConfig),
 }
 
 /// What the process gives to every engine it builds.
@@ -52,168 +75,17 @@ pub struct EngineContext {
     pub look_timeout: Duration,
 }
 
-/// What a job of a cluster may ask for, beside a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Takes {
-    /// Fields of its spec.
-    pub fields: Vec<&'static str>,
-    /// Options of `spec.engine`, each with the values it takes where they are few; any at all where this is absent.
-    pub options: Option<BTreeMap<String, Option<Vec<String>>>>,
-}
-
-/// Asks for something in a spec.
-type Ask = fn(&mut JobSpec);
-
-/// The fields of a spec not every engine takes, each with the least that shows.
-const FIELDS: &[(&str, Ask)] = &[
-    ("env", |spec| drop(spec.env.insert("A".to_owned(), "a".to_owned()))),
-    ("working_dir", |spec| spec.working_dir = Some("/".to_owned())),
-    ("stdin", |spec| spec.stdin = Some("a".to_owned())),
-    ("script", |spec| spec.script = Some("a".to_owned())),
-    ("image", |spec| spec.image = Some("a".to_owned())),
-    ("time_limit_seconds", |spec| spec.time_limit_seconds = Some(1)),
-    ("resources.cpus", |spec| spec.resources.cpus = Some(1)),
-    ("resources.memory_mib", |spec| spec.resources.memory_mib = Some(1)),
-    ("resources.gpus", |spec| spec.resources.gpus = Some(1)),
-    // One is where any job runs.
-    ("resources.nodes", |spec| spec.resources.nodes = Some(2)),
-];
-
-/// Checks a spec against what one engine can do; asks nobody.
-pub type Validator = Arc<dyn Fn(&JobSpec) -> Result<(), SpecError> + Send + Sync>;
-
-impl EngineConfig {
-    /// The name of the engine, as configuration and metrics spell it.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Local(_) => "local",
-            Self::Noop(_) => "noop",
-            Self::Slurm(_) => "slurm",
-            Self::Command(_) => "command",
-            Self::External(_) => "external",
-        }
-    }
-
-    /// What the engine can do, without opening it: all but the name of its reach, which only the opened one knows.
-    pub fn capabilities(&self) -> Capabilities {
-        match self {
-            Self::Local(config) => Capabilities {
-                mode: SubmitMode::TwoPhase,
-                reach: None,
-                time_limits: TimeLimits::ByEngine,
-                logs: true,
-                poll_interval: *config.poll_interval,
-            },
-            Self::Noop(config) => Capabilities {
-                mode: config.mode,
-                reach: None,
-                time_limits: TimeLimits::ByEngine,
-                logs: false,
-                poll_interval: *config.poll_interval,
-            },
-            Self::Slurm(config) => slurm::capabilities(config),
-            Self::Command(config) => Capabilities {
-                mode: config.mode(),
-                reach: None,
-                time_limits: TimeLimits::ByEngine,
-                logs: true,
-                poll_interval: config.poll_interval(),
-            },
-            Self::External(config) => config.capabilities(),
-        }
-    }
-
-    /// It acts only where it submitted: once opened, it names a reach.
-    pub fn is_bound_to_its_host(&self) -> bool {
-        match self {
-            Self::Local(_) => true,
-            Self::Noop(_) | Self::Slurm(_) | Self::Command(_) | Self::External(_) => false,
-        }
-    }
-
-    /// A service outside works off the cluster's jobs; there is nothing for a worker to open.
-    pub fn is_served_outside(&self) -> bool {
-        match self {
-            Self::External(_) => true,
-            Self::Local(_) | Self::Noop(_) | Self::Slurm(_) | Self::Command(_) => false,
-        }
-    }
-
-    /// What a job may ask for. Told by the very check that refuses the rest.
-    pub fn takes(&self) -> Takes {
-        let validate = validator(self);
-        let is_taken = |ask: &Ask| {
-            let mut spec = JobSpec { command: vec!["true".to_owned()], ..JobSpec::default() };
-            ask(&mut spec);
-            validate(&spec).is_ok()
-        };
-        let fields = FIELDS.iter().filter(|(_, ask)| is_taken(ask)).map(|(name, _)| *name).collect();
-        let options = match self {
-            Self::Local(_) | Self::Noop(_) => Some(BTreeMap::new()),
-            Self::Slurm(config) => Some(slurm::options(config)),
-            Self::Command(config) => Some(config.options().map(|name| (name.to_owned(), None)).collect()),
-            Self::External(_) => None,
-        };
-        Takes { fields, options }
-    }
-
-    /// Checks the settings; an error names the one that is wrong.
-    pub fn check(&self) -> anyhow::Result<()> {
-        match self {
-            Self::Local(config) => config.check(),
-            Self::Noop(config) => config.check(),
-            Self::Slurm(config) => config.check(),
-            Self::Command(config) => config.check(),
-            Self::External(_) => Ok(()),
-        }
-    }
-}
-
 /// Builds the engine; an error names the setting that is wrong or what could not be opened.
 pub fn build(config: &EngineConfig, context: &EngineContext) -> anyhow::Result<Arc<dyn Engine>> {
     config.check()?;
-    match config {
-        EngineConfig::Local(config) => {
-            Ok(Arc::new(local::LocalEngine::open(config.clone(), context.clone())?))
-        }
-        EngineConfig::Noop(config) => {
-            let (clock, patience) = (context.clock.clone(), context.call_timeout);
-            Ok(Arc::new(noop::NoopEngine::new(config.clone(), clock, patience)?))
-        }
-        EngineConfig::Slurm(config) => Ok(Arc::new(slurm::SlurmEngine::new((**config).clone(), context)?)),
-        EngineConfig::Command(config) => {
-            Ok(Arc::new(command::CommandEngine::open((**config).clone(), context.clone())?))
-        }
-        EngineConfig::External(_) => anyhow::bail!("it is served from outside; no worker opens it"),
-    }
-}
-
-/// The engine's check of a spec, without the engine.
-pub fn validator(config: &EngineConfig) -> Validator {
-    match config.clone() {
-        EngineConfig::Local(config) => Arc::new(move |spec| local::validate(&config, spec)),
-        EngineConfig::Noop(_) => Arc::new(noop::validate),
-        EngineConfig::Slurm(config) => Arc::new(move |spec| slurm::validate(&config, spec)),
-        EngineConfig::Command(config) => Arc::new(move |spec| command::validate(&config, spec)),
-        // The whole spec is handed over; what it may ask is between its author and the service.
-        EngineConfig::External(_) => Arc::new(|_| Ok(())),
-    }
-}
-
-/// Refuses any option of `spec.engine` that is not `known`.
-fn refuse_unknown_options(spec: &JobSpec, known: &[&str]) -> Result<(), SpecError> {
-    match spec.engine.keys().find(|key| !known.contains(&key.as_str())) {
-        None => Ok(()),
-        Some(key) => {
-            let field = format!("spec.engine.{}", key.escape_debug());
-            Err(SpecError::new(field, "is no option of this cluster's engine"))
-        }
-    }
+    config.open(context)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{settings::FIELDS, *};
+    use crate::engine::{Capabilities, SubmitMode};
+    use std::collections::BTreeMap;
 
     #[tokio::test]
     async fn what_is_declared_of_an_engine_is_what_the_opened_one_says() {
@@ -277,7 +149,8 @@ mod tests {
         let config: EngineConfig = serde_json::from_str(r#"{"engine":"external"}"#).unwrap();
         assert_eq!(config.capabilities().mode, SubmitMode::TwoPhase);
         let spec = serde_json::from_str(r#"{"command":["x"],"image":"y","engine":{"queue":"z"}}"#).unwrap();
-        assert!(config.is_served_outside() && validator(&config)(&spec).is_ok());
+        assert_eq!(config.served_by(), ServedBy::Claimants);
+        assert!(config.validate(&spec).is_ok());
         assert!(build(&config, &context).is_err());
     }
 }

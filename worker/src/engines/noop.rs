@@ -11,13 +11,12 @@
 
 mod memory;
 
-use super::refuse_unknown_options;
+use super::{EngineContext, EngineSettings, Options, ServedBy, settings::refuse_unknown_options};
 use crate::engine::{
-    Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, SubmitMode, TimeLimits,
-    ToCreate,
+    Capabilities, Engine, EngineError, EngineResult, ExitCodes, LogChunk, MemoryLimits, Sighting, Stream,
+    SubmitMode, TimeLimits, ToCreate,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jobgate_shared::{
     clock::Clock,
@@ -27,6 +26,7 @@ use jobgate_shared::{
 use memory::{Attempt, Event, Memory, Phase, What};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc,
@@ -84,17 +84,47 @@ impl Default for NoopConfig {
     }
 }
 
-impl NoopConfig {
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+impl EngineSettings for NoopConfig {
+    fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!((0.0..=1.0).contains(&self.failure_ratio), "failure_ratio must be 0 to 1");
         anyhow::ensure!(self.ledger.is_none() || self.state.is_none(), "state is a ledger: name one of them");
         Ok(())
     }
-}
 
-/// Accepts every spec without engine options: nothing of it is used but the time limit.
-pub(super) fn validate(spec: &JobSpec) -> Result<(), SpecError> {
-    refuse_unknown_options(spec, &[])
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            mode: self.mode,
+            reach: None,
+            commands: false,
+            exit_codes: ExitCodes::None,
+            memory_limits: MemoryLimits::None,
+            time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: false,
+            logs: false,
+            poll_interval: *self.poll_interval,
+        }
+    }
+
+    fn is_bound_to_its_host(&self) -> bool {
+        false
+    }
+
+    fn served_by(&self) -> ServedBy {
+        ServedBy::FAR
+    }
+
+    /// Accepts every spec without engine options: nothing of it is used but the time limit.
+    fn validate(&self, spec: &JobSpec) -> Result<(), SpecError> {
+        refuse_unknown_options(spec, &[])
+    }
+
+    fn options(&self) -> Options {
+        Some(BTreeMap::new())
+    }
+
+    fn open(&self, context: &EngineContext) -> anyhow::Result<Arc<dyn Engine>> {
+        Ok(Arc::new(NoopEngine::new(self.clone(), context.clock.clone(), context.call_timeout)?))
+    }
 }
 
 /// The engine.
@@ -198,17 +228,11 @@ fn ended_without_running(ending: Ending, exit_code: Option<i32>, reason: &str, a
 #[async_trait]
 impl Engine for NoopEngine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            mode: self.config.mode,
-            reach: None,
-            time_limits: TimeLimits::ByEngine,
-            logs: false,
-            poll_interval: *self.config.poll_interval,
-        }
+        self.config.capabilities()
     }
 
     fn validate(&self, spec: &JobSpec) -> Result<(), SpecError> {
-        validate(spec)
+        self.config.validate(spec)
     }
 
     async fn create(&self, job: &ToCreate) -> EngineResult<Submission> {
@@ -320,25 +344,13 @@ impl Engine for NoopEngine {
 
     async fn read_log(
         &self,
-        tag: SubmissionTag,
-        submission: &Submission,
-        _stream: Stream,
-        _offset: u64,
-        _limit: usize,
+        _: SubmissionTag,
+        _: &Submission,
+        _: Stream,
+        _: u64,
+        _: usize,
     ) -> EngineResult<LogChunk> {
-        let memory = self.memory.lock().await?;
-        let Some(attempt) = memory.find(tag, submission) else {
-            return Err(EngineError::Refused("it is not known any more".to_owned()));
-        };
-        let last = match self.look(tag, attempt) {
-            Sighting::Seen(Observation::Ended { .. }) => true,
-            Sighting::Seen(Observation::Pending { .. } | Observation::Running { .. })
-            | Sighting::Inert
-            | Sighting::Absent
-            | Sighting::Unseen
-            | Sighting::Gone { .. } => false,
-        };
-        Ok(LogChunk { bytes: Bytes::new(), last })
+        Err(EngineError::Refused("nothing runs here, and nothing is printed".to_owned()))
     }
 
     async fn forget(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()> {

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::engine::{
-    Capabilities, EngineResult, LogChunk, Sighting, Stream, SubmitMode, TimeLimits, ToCreate,
+    Capabilities, EngineResult, ExitCodes, LogChunk, MemoryLimits, Sighting, Stream, SubmitMode, TimeLimits,
+    ToCreate,
 };
 use async_trait::async_trait;
 use chrono::DateTime;
@@ -87,7 +88,11 @@ impl Engine for Belled {
         Capabilities {
             mode: SubmitMode::TwoPhase,
             reach: None,
+            commands: false,
+            exit_codes: ExitCodes::None,
+            memory_limits: MemoryLimits::None,
             time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: false,
             logs: false,
             poll_interval: NEVER,
         }

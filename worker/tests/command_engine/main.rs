@@ -15,7 +15,13 @@ mod hardship;
 mod rig;
 mod scheduler;
 
-use jobgate_worker::engines::conformance::{self, Needs};
+use jobgate_worker::{
+    engine::{ExitCodes, MemoryLimits},
+    engines::conformance::{
+        self, Rig as _, SetUp,
+        lie::{Lie, must_be_found},
+    },
+};
 use libtest_mimic::{Arguments, Trial};
 use std::{process::ExitCode, sync::Arc};
 
@@ -25,20 +31,30 @@ fn main() -> ExitCode {
         return scheduler::main(args);
     }
     let mut trials = Vec::new();
-    for case in conformance::cases(&[Needs::TwoPhase, Needs::Commands, Needs::Manager]) {
-        // One forgets what has ended, lists what it has and reads the script from a file; the other knows all, is asked by
-        // ids, answers in JSON and reads the script from standard input.
-        for (kind, config) in [("forgetful", rig::forgetful as fn(&str, &str) -> _), ("strict", rig::strict)]
-        {
+    // The first forgets what has ended, lists what it has and reads the script from a file; the second knows all, is asked by
+    // ids, answers in JSON and reads the script from standard input; the third cannot hold a job.
+    let kinds = [
+        ("forgetful", rig::forgetful as fn(&str, &str) -> _),
+        ("strict", rig::strict),
+        ("at_once", rig::at_once),
+    ];
+    for (kind, config) in kinds {
+        let declared = rig::CommandRig::new(config).engine().capabilities();
+        for case in conformance::cases(&declared, &[SetUp::Manager]) {
             trials.push(trial(format!("{kind}::{}", case.name), move || {
                 block_on((case.run)(Arc::new(rig::CommandRig::new(config))));
             }));
         }
     }
-    // What begins by being created passes whatever asks for no more than that.
-    for case in conformance::cases(&[Needs::Commands]) {
-        trials.push(trial(format!("at_once::{}", case.name), move || {
-            block_on((case.run)(Arc::new(rig::CommandRig::new(rig::at_once))));
+    let lies: [(&str, Lie); 4] = [
+        ("signals_are_told_apart", |declared| declared.exit_codes = ExitCodes::CodesAndSignals),
+        ("a_memory_limit_is_held_to", |declared| declared.memory_limits = MemoryLimits::Enforced),
+        ("a_want_of_memory_is_told", |declared| declared.memory_limits = MemoryLimits::Told),
+        ("a_cancel_kills_at_once", |declared| declared.warns_on_cancel = false),
+    ];
+    for (name, lie) in lies {
+        trials.push(trial(format!("lies::{name}"), move || {
+            must_be_found(|| Arc::new(rig::CommandRig::new(rig::strict)), &[SetUp::Memory], lie);
         }));
     }
     for (name, test) in hardship::TESTS {

@@ -49,7 +49,7 @@ pub(crate) fn forgetful(scheduler: &str, shared: &str) -> Value {
     let states = json!({"HELD": "inert", "RUNNING": "running", "DONE": "finished", "CANCELED": "canceled", "DIED": "failed"});
     json!({
         "engine": "command", "submit_mode": "two_phase", "shared_dir": shared,
-        "exit_settles": "100ms", "kill_grace": "200ms", "poll_interval": "100ms",
+        "exit_settles": "100ms", "kill_grace": "200ms", "poll_interval": "100ms", "warns_on_cancel": true,
         "create": with(call(scheduler, &["submit", "hold", "{name}", "{output}", "{script}"]), json!({"row": "Submitted batch job (?P<id>[0-9]+)"})),
         "start": call(scheduler, &["release", "{id}"]),
         "cancel": call(scheduler, &["cancel", "{id}"]),

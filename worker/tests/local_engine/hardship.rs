@@ -8,7 +8,7 @@ use jobgate_shared::{
 };
 use jobgate_worker::{
     engine::{Engine, EngineError, Sighting},
-    engines::{EngineConfig, build, conformance::Rig as _},
+    engines::{build, conformance::Rig as _},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -310,7 +310,7 @@ fn engine_with_runner(rig: &LocalRig, program: &Path, args: &[&str]) -> Arc<dyn 
     let mut context = rig.context();
     program.clone_into(&mut context.runner.program);
     context.runner.args = args.iter().map(Into::into).collect();
-    build(&EngineConfig::Local(rig.config.clone()), &context).unwrap()
+    build(&rig.config.clone().into(), &context).unwrap()
 }
 
 async fn a_runner_that_cannot_be_started_is_an_outage_and_no_end() {

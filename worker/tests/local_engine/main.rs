@@ -12,14 +12,22 @@
 
 mod hardship;
 mod house;
+mod lies;
 mod rig;
 
-use jobgate_worker::engines::{
-    conformance::{self, Needs},
-    local::local_runner_main,
+use jobgate_worker::{
+    engine::SubmitMode,
+    engines::{
+        conformance::{self, Rig as _, SetUp},
+        local::local_runner_main,
+    },
 };
 use libtest_mimic::{Arguments, Trial};
 use std::{process::ExitCode, sync::Arc};
+
+/// Every way of submitting there is.
+const MODES: [SubmitMode; 4] =
+    [SubmitMode::TwoPhase, SubmitMode::UniqueName, SubmitMode::Fenced, SubmitMode::AtMostOnce];
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -29,18 +37,25 @@ fn main() -> ExitCode {
         Some(_) | None => {}
     }
     let mut trials = Vec::new();
-    for case in conformance::cases(&[Needs::TwoPhase, Needs::Commands]) {
+    let declared = rig::LocalRig::new().engine().capabilities();
+    for case in conformance::cases(&declared, &[SetUp::Memory]) {
         trials.push(trial(format!("local::{}", case.name), || {
             block_on((case.run)(Arc::new(rig::LocalRig::new())));
         }));
     }
-    for case in conformance::cases(&[Needs::TwoPhase]) {
-        trials.push(trial(format!("noop::{}", case.name), || {
-            block_on((case.run)(Arc::new(rig::NoopRig::in_memory())));
-        }));
-        trials.push(trial(format!("noop_over_a_state::{}", case.name), || {
-            block_on((case.run)(Arc::new(rig::NoopRig::over_a_state())));
-        }));
+    for mode in MODES {
+        let declared = rig::NoopRig::in_memory(mode).engine().capabilities();
+        for case in conformance::cases(&declared, &[]) {
+            trials.push(trial(format!("noop::{mode:?}::{}", case.name), move || {
+                block_on((case.run)(Arc::new(rig::NoopRig::in_memory(mode))));
+            }));
+            trials.push(trial(format!("noop_over_a_state::{mode:?}::{}", case.name), move || {
+                block_on((case.run)(Arc::new(rig::NoopRig::over_a_state(mode))));
+            }));
+        }
+    }
+    for (name, test) in lies::TESTS {
+        trials.push(trial(format!("lies::{name}"), test));
     }
     for (name, test) in house::TESTS.iter().chain(hardship::TESTS) {
         trials.push(trial(format!("local::{name}"), || block_on(test())));

@@ -5,7 +5,7 @@ use jobgate_shared::{
     domain::{Ending, JobId, JobSpec, Observation, Project, Submission, SubmissionTag},
 };
 use jobgate_worker::{
-    engine::{Engine, LogChunk, Sighting, Stream, ToCreate},
+    engine::{Engine, LogChunk, Sighting, Stream, SubmitMode, ToCreate},
     engines::{
         EngineConfig, EngineContext, build,
         conformance::Rig,
@@ -114,8 +114,7 @@ impl LocalRig {
 
 impl Rig for LocalRig {
     fn engine(&self) -> Arc<dyn Engine> {
-        let config = EngineConfig::Local(self.config.clone());
-        build(&config, &self.context()).expect("an engine")
+        build(&self.config.clone().into(), &self.context()).expect("an engine")
     }
 
     fn shared_dir(&self) -> &Path {
@@ -150,19 +149,19 @@ pub(crate) struct NoopRig {
 }
 
 impl NoopRig {
-    pub(crate) fn in_memory() -> Self {
+    pub(crate) fn in_memory(mode: SubmitMode) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let ledger = Some(dir.path().join("ledger"));
-        let config =
-            EngineConfig::Noop(NoopConfig { ledger, unknown: Unknown::Absent, ..NoopConfig::default() });
+        let config: EngineConfig =
+            NoopConfig { mode, ledger, unknown: Unknown::Absent, ..NoopConfig::default() }.into();
         let engine = build(&config, &context(dir.path(), clock::system())).expect("an engine");
         Self { dir, config, only: Some(engine) }
     }
 
-    pub(crate) fn over_a_state() -> Self {
+    pub(crate) fn over_a_state(mode: SubmitMode) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let state = Some(dir.path().join("ledger"));
-        let config = EngineConfig::Noop(NoopConfig { state, ..NoopConfig::default() });
+        let config = NoopConfig { mode, state, ..NoopConfig::default() }.into();
         Self { dir, config, only: None }
     }
 }
@@ -326,7 +325,7 @@ impl Drop for Worker {
 pub(crate) fn worker_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let dir = PathBuf::from(args.next().expect("a directory"));
     let spool_dir = Some(dir.join("spool"));
-    let config = EngineConfig::Local(LocalConfig { spool_dir, ..LocalConfig::default() });
+    let config = LocalConfig { spool_dir, ..LocalConfig::default() }.into();
     let engine = build(&config, &context(&dir, clock::system())).expect("an engine");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     println!("ready");

@@ -54,8 +54,9 @@ async fn a_paused_cluster_tells_who_paused_it_until_it_is_resumed() {
         (&json!(true), &json!("two_phase"))
     );
     assert_eq!(listed["items"][0]["is_default"], json!(true));
-    let capabilities =
-        json!({"reach": "host", "time_limits": "by_engine", "logs": true, "poll_interval_seconds": 0.2});
+    let capabilities = json!({"reach": "host", "commands": true, "exit_codes": "codes_and_signals",
+        "memory_limits": "told", "time_limits": "by_engine", "warns_on_cancel": true, "logs": true,
+        "poll_interval_seconds": 0.2});
     assert_eq!(listed["items"][0]["capabilities"], capabilities);
     assert_eq!(listed["items"][1]["capabilities"]["reach"], "everywhere");
     let resumed = bench.call("POST", "/v1/clusters/slurm/resume").send().await.json();

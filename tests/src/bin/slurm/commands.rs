@@ -3,7 +3,7 @@
 use crate::rig::folder;
 use jobgate_tests::services::Slurm;
 use jobgate_worker::{
-    engine::{Engine, ToCreate},
+    engine::{Capabilities, Engine, ToCreate},
     engines::{
         EngineConfig, build,
         conformance::{self, Rig, Trouble},
@@ -34,6 +34,12 @@ impl CommandRig {
 }
 
 impl CommandRig {
+    /// What the engines of such a rig declare.
+    pub(crate) fn declares() -> Capabilities {
+        let config = json!({"engine": "command", "preset": "slurm", "shared_dir": "/"});
+        serde_json::from_value::<EngineConfig>(config).expect("a configuration").capabilities()
+    }
+
     fn engine_behind(&self, prefix: &[String]) -> Arc<dyn Engine> {
         let config: EngineConfig = serde_json::from_value(json!({
             "engine": "command", "preset": "slurm", "shared_dir": self.folder.path().join("attempts"),
@@ -58,11 +64,6 @@ impl Rig for CommandRig {
 
     fn has_to_wait(&self, job: &mut ToCreate) {
         job.spec.engine.insert("begin".into(), "now+1hour".into());
-    }
-
-    /// Slurm tells the steps of a job, and not its batch script: that is killed.
-    fn tells_before_it_kills(&self) -> bool {
-        false
     }
 
     fn shared_dir(&self) -> &Path {

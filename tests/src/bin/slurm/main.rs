@@ -16,12 +16,12 @@ mod siege;
 
 use commands::CommandRig;
 use jobgate_tests::services::{Accounting, Slurm};
-use jobgate_worker::engines::conformance::{self, Needs};
+use jobgate_worker::engines::conformance::{self, Case, Rig, SetUp};
 use libtest_mimic::{Arguments, Trial};
 use rig::SlurmRig;
 use std::{env, process::ExitCode, sync::Arc, time::Duration};
 
-const ALL: [Needs; 5] = [Needs::TwoPhase, Needs::Commands, Needs::Manager, Needs::Queue, Needs::Memory];
+const SET_UP: [SetUp; 3] = [SetUp::Manager, SetUp::Queue, SetUp::Memory];
 
 fn main() -> ExitCode {
     match env::args().nth(1).as_deref() {
@@ -38,22 +38,20 @@ fn main() -> ExitCode {
     for (accounting, name) in [(Accounting::None, "slurm"), (Accounting::Slurmdbd, "slurm_with_slurmdbd")] {
         // Started by the first case that needs it, and ended when all are done.
         let cluster = Arc::new(rig::Cluster::new(accounting));
-        let of_commands = cluster.clone();
-        for case in conformance::cases(&ALL) {
+        for case in conformance::cases(&SlurmRig::declares(Some("/")), &SET_UP) {
             let cluster = cluster.clone();
-            let test = trial(format!("{name}::{}", case.name), move || {
-                let slurm = cluster.slurm();
-                block_on((case.run)(Arc::new(SlurmRig::new(&slurm, accounting))));
-            });
-            trials.push(test.with_ignored_flag(case.needs == Needs::Memory && !Slurm::limits_memory()));
+            trials.push(of_case(name, case, move || SlurmRig::new(&cluster.slurm(), accounting)));
         }
-        for case in conformance::cases(&ALL) {
-            let cluster = of_commands.clone();
-            let test = trial(format!("commands_of_{name}::{}", case.name), move || {
-                let slurm = cluster.slurm();
-                block_on((case.run)(Arc::new(CommandRig::new(&slurm))));
-            });
-            trials.push(test.with_ignored_flag(case.needs == Needs::Memory && !Slurm::limits_memory()));
+        for case in conformance::cases(&SlurmRig::declares(None), &SET_UP) {
+            let cluster = cluster.clone();
+            let rig = move || SlurmRig::new(&cluster.slurm(), accounting).without_logs();
+            trials.push(of_case(&format!("{name}_without_logs"), case, rig));
+        }
+        for case in conformance::cases(&CommandRig::declares(), &SET_UP) {
+            let cluster = cluster.clone();
+            trials.push(of_case(&format!("commands_of_{name}"), case, move || {
+                CommandRig::new(&cluster.slurm())
+            }));
         }
         clusters.push(cluster);
     }
@@ -63,6 +61,16 @@ fn main() -> ExitCode {
     let done = libtest_mimic::run(&arguments, trials);
     drop(clusters);
     done.exit_code()
+}
+
+/// Shown as ignored where the host keeps Slurm from limiting memory.
+fn of_case<R: Rig + 'static>(
+    kind: &str,
+    case: &'static Case,
+    rig: impl FnOnce() -> R + Send + 'static,
+) -> Trial {
+    let test = trial(format!("{kind}::{}", case.name), || block_on((case.run)(Arc::new(rig()))));
+    test.with_ignored_flag(case.needs == Some(SetUp::Memory) && !Slurm::limits_memory())
 }
 
 fn told(outcome: anyhow::Result<()>) -> ExitCode {

@@ -10,9 +10,9 @@ use futures::stream;
 use jobgate_shared::supervise::Tasks;
 use jobgate_tests::services::{Accounting, Slurm};
 use jobgate_worker::{
-    engine::{Engine, ToCreate},
+    engine::{Capabilities, Engine, ToCreate},
     engines::{
-        EngineConfig, build,
+        EngineSettings as _, build,
         conformance::{self, Rig, Trouble},
         slurm::SlurmConfig,
     },
@@ -92,6 +92,11 @@ pub(crate) struct SlurmRig {
 }
 
 impl SlurmRig {
+    /// What engines of such settings declare, `log_dir` or none.
+    pub(crate) fn declares(log_dir: Option<&str>) -> Capabilities {
+        SlurmConfig { log_dir: log_dir.map(Into::into), ..SlurmConfig::default() }.capabilities()
+    }
+
     pub(crate) fn new(slurm: &Slurm, accounting: Accounting) -> Self {
         let folder = folder();
         let logs = folder.path().join("logs");
@@ -108,12 +113,18 @@ impl SlurmRig {
         Self { folder, config, ends_strays: slurm.ends_strays() }
     }
 
+    /// Nothing is left of its jobs but what Slurm remembers.
+    pub(crate) fn without_logs(mut self) -> Self {
+        self.config.log_dir = None;
+        self
+    }
+
     /// An engine of other settings.
     pub(crate) fn engine_of(config: SlurmConfig) -> Arc<dyn Engine> {
         let context = conformance::context("slurm", Path::new("/nonexistent"), CALL_TIMEOUT);
         // reqwest wants a provider even where no TLS is spoken; an error says that there is one already.
         rustls::crypto::ring::default_provider().install_default().ok();
-        build(&EngineConfig::Slurm(Box::new(config)), &context).expect("an engine")
+        build(&config.into(), &context).expect("an engine")
     }
 }
 
@@ -134,11 +145,6 @@ impl Rig for SlurmRig {
     /// For more processors than there are.
     fn has_to_wait(&self, job: &mut ToCreate) {
         job.spec.resources.cpus = Some(1000);
-    }
-
-    /// Slurm tells the steps of a job, and not its batch script: that is killed.
-    fn tells_before_it_kills(&self) -> bool {
-        false
     }
 
     fn shared_dir(&self) -> &Path {

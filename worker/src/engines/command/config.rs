@@ -1,12 +1,16 @@
 //! Settings of the command engine: a preset, what is said over it, and the check of both. What a job may ask of it is
 //! checked here, too, by these settings alone.
 
-use super::template::{Argv, For};
+use super::{
+    CommandEngine,
+    template::{Argv, For},
+};
 use crate::{
-    engine::{SubmitMode, ToCreate},
+    engine::{Capabilities, Engine, ExitCodes, MemoryLimits, SubmitMode, TimeLimits, ToCreate},
     engines::{
+        EngineContext, EngineSettings, Options, ServedBy,
         local::config::{DEFAULT_PATH, MAX_EXEC_BYTES},
-        refuse_unknown_options,
+        settings::refuse_unknown_options,
     },
 };
 use anyhow::{Context as _, ensure};
@@ -17,7 +21,7 @@ use jobgate_shared::{
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 /// Settings of the engine that drives a scheduler by its command line. docs/engines/command.md explains them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,6 +81,12 @@ pub(super) struct Settings {
     /// What a job may ask for in `spec.engine`.
     #[serde(default)]
     pub(super) options: BTreeMap<String, Choice>,
+    /// The words for a job's end say that it was out of memory.
+    #[serde(default)]
+    tells_memory: bool,
+    /// `cancel` makes the scheduler tell a running job to end, before it kills it.
+    #[serde(default)]
+    warns_on_cancel: bool,
 }
 
 /// How one attempt is kept from starting twice.
@@ -325,25 +335,93 @@ fn overlay(under: &mut Value, over: Value) {
 }
 
 impl CommandConfig {
-    /// The names of the options a job may choose.
-    pub(in crate::engines) fn options(&self) -> impl Iterator<Item = &str> {
-        self.settings.options.keys().map(String::as_str)
-    }
-
     /// How it submits.
-    pub(in crate::engines) fn mode(&self) -> SubmitMode {
+    pub(super) fn mode(&self) -> SubmitMode {
         match self.settings.submit_mode {
             Mode::TwoPhase => SubmitMode::TwoPhase,
             Mode::AtMostOnce => SubmitMode::AtMostOnce,
         }
     }
+}
 
-    pub(in crate::engines) fn poll_interval(&self) -> Duration {
-        *self.settings.poll_interval
+impl EngineSettings for CommandConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        self.settings.check()
     }
 
-    pub(in crate::engines) fn check(&self) -> anyhow::Result<()> {
-        self.settings.check()
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            mode: self.mode(),
+            reach: None,
+            commands: true,
+            // What the shell of the submitted script makes of an end.
+            exit_codes: ExitCodes::Codes,
+            memory_limits: match (
+                self.settings.create.argv.mentions("memory_mib"),
+                self.settings.tells_memory,
+            ) {
+                (false, _) => MemoryLimits::None,
+                (true, false) => MemoryLimits::Enforced,
+                (true, true) => MemoryLimits::Told,
+            },
+            // By the submitted script.
+            time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: self.settings.warns_on_cancel,
+            logs: true,
+            poll_interval: *self.settings.poll_interval,
+        }
+    }
+
+    fn is_bound_to_its_host(&self) -> bool {
+        false
+    }
+
+    fn served_by(&self) -> ServedBy {
+        ServedBy::FAR
+    }
+
+    /// Refuses what this engine cannot give.
+    fn validate(&self, spec: &JobSpec) -> Result<(), SpecError> {
+        let settings = &self.settings;
+        if spec.image.is_some() {
+            return Err(SpecError::new(
+                "spec.image",
+                "this cluster runs plain programs, no container images",
+            ));
+        }
+        let wants = spec.resources;
+        for (name, asked) in [
+            ("cpus", wants.cpus.is_some()),
+            ("memory_mib", wants.memory_mib.is_some()),
+            ("gpus", wants.gpus.is_some()),
+            ("nodes", wants.nodes.is_some_and(|nodes| nodes > 1)),
+        ] {
+            if asked && !settings.create.argv.mentions(name) {
+                let field = format!("spec.resources.{name}");
+                return Err(SpecError::new(field, "this cluster is not told of it"));
+            }
+        }
+        if spec.command.first().is_some_and(|program| program.starts_with('-')) {
+            return Err(SpecError::new("spec.command[0]", "must not begin with '-' on this cluster"));
+        }
+        if let Err(name) = own_variable(&spec.env) {
+            return Err(SpecError::new(format!("spec.env.{name}"), "belongs to the shell on this cluster"));
+        }
+        let arguments: usize = spec.command.iter().map(|argument| argument.len() + 9).sum();
+        let variables: usize = spec.env.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
+        if arguments + variables > MAX_EXEC_BYTES {
+            let message = format!("arguments and environment together are more than {MAX_EXEC_BYTES} bytes");
+            return Err(SpecError::new("spec.command", message));
+        }
+        settings.chosen(spec).map(drop)
+    }
+
+    fn options(&self) -> Options {
+        Some(self.settings.options.keys().map(|name| (name.clone(), None)).collect())
+    }
+
+    fn open(&self, context: &EngineContext) -> anyhow::Result<Arc<dyn Engine>> {
+        Ok(Arc::new(CommandEngine::open(self.clone(), context.clone())?))
     }
 }
 
@@ -485,37 +563,4 @@ const SHELLS_OWN: [&str; 15] = [
 
 fn own_variable(env: &BTreeMap<String, String>) -> Result<(), &str> {
     env.keys().find(|name| SHELLS_OWN.contains(&name.as_str())).map_or(Ok(()), |name| Err(name))
-}
-
-/// Refuses what this engine cannot give, naming the field.
-pub(in crate::engines) fn validate(config: &CommandConfig, spec: &JobSpec) -> Result<(), SpecError> {
-    let settings = &config.settings;
-    if spec.image.is_some() {
-        return Err(SpecError::new("spec.image", "this cluster runs plain programs, no container images"));
-    }
-    let wants = spec.resources;
-    for (name, asked) in [
-        ("cpus", wants.cpus.is_some()),
-        ("memory_mib", wants.memory_mib.is_some()),
-        ("gpus", wants.gpus.is_some()),
-        ("nodes", wants.nodes.is_some_and(|nodes| nodes > 1)),
-    ] {
-        if asked && !settings.create.argv.mentions(name) {
-            let field = format!("spec.resources.{name}");
-            return Err(SpecError::new(field, "this cluster is not told of it"));
-        }
-    }
-    if spec.command.first().is_some_and(|program| program.starts_with('-')) {
-        return Err(SpecError::new("spec.command[0]", "must not begin with '-' on this cluster"));
-    }
-    if let Err(name) = own_variable(&spec.env) {
-        return Err(SpecError::new(format!("spec.env.{name}"), "belongs to the shell on this cluster"));
-    }
-    let arguments: usize = spec.command.iter().map(|argument| argument.len() + 9).sum();
-    let variables: usize = spec.env.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
-    if arguments + variables > MAX_EXEC_BYTES {
-        let message = format!("arguments and environment together are more than {MAX_EXEC_BYTES} bytes");
-        return Err(SpecError::new("spec.command", message));
-    }
-    settings.chosen(spec).map(drop)
 }

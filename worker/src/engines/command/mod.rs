@@ -22,14 +22,12 @@ mod template;
 mod tests;
 
 pub use config::CommandConfig;
-pub(super) use config::validate;
 
 use crate::{
     engine::{
-        Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, SubmitMode, TimeLimits,
-        ToCreate,
+        Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, SubmitMode, ToCreate,
     },
-    engines::EngineContext,
+    engines::{EngineContext, EngineSettings as _},
 };
 use answer::Row;
 use anyhow::{Context as _, anyhow};
@@ -565,17 +563,11 @@ async fn within<T>(
 #[async_trait]
 impl Engine for CommandEngine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            mode: self.config.mode(),
-            reach: None,
-            time_limits: TimeLimits::ByEngine,
-            logs: true,
-            poll_interval: self.config.poll_interval(),
-        }
+        self.config.capabilities()
     }
 
     fn validate(&self, spec: &JobSpec) -> Result<(), SpecError> {
-        validate(&self.config, spec)
+        self.config.validate(spec)
     }
 
     async fn create(&self, job: &ToCreate) -> EngineResult<Submission> {

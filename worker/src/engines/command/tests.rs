@@ -8,7 +8,7 @@ use super::{
     },
     template::Values,
 };
-use crate::engine::SubmitMode;
+use crate::{engine::SubmitMode, engines::EngineSettings as _};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -98,7 +98,7 @@ fn grid_engines_answers_are_read() {
         ("0   ", 7, Failed),
         ("0   ", 0, Finished),
         ("100 : assumedly after job", 137, Failed),
-        ("37  : qmaster enforced h_rt, h_cpu, or h_vmem limit", 137, TimedOut),
+        ("37  : qmaster enforced h_rt, h_cpu, or h_vmem limit", 137, Failed),
     ] {
         let output = format!(
             "====\nqname        all.q               \njobname      {NAME}\njobnumber    1                   \ntaskid       undefined\n\

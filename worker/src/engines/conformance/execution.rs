@@ -1,70 +1,14 @@
-//! What a command gets, what it leaves, and how its end is told.
+//! What a command gets, what it leaves behind, and what a cancel does to it.
 
 use super::{Bench, Made};
-use crate::engine::{Sighting, Stream, SubmitMode};
+use crate::engine::{EngineError, Sighting, Stream, SubmitMode};
 use jobgate_shared::domain::{Ending, Observation};
-use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
+use std::collections::BTreeMap;
 
-pub(super) async fn each_way_to_end_is_told_apart(bench: Bench) {
-    let well = bench.run(bench.job("exit 0")).await;
-    let badly = bench.run(bench.job("exit 7")).await;
-    let killed = bench.run(bench.job("kill -9 $$")).await;
-    let end = bench.end(&well).await;
-    assert_eq!((end.ending, end.exit_code), (Ending::Finished, Some(0)), "{end:?}");
-    let end = bench.end(&badly).await;
-    assert_eq!((end.ending, end.exit_code), (Ending::Failed, Some(7)), "{end:?}");
-    let end = bench.end(&killed).await;
-    assert_eq!(end.ending, Ending::Failed, "{end:?}");
-    assert!(end.reason.contains("signal 9"), "{end:?}");
-}
-
-pub(super) async fn a_job_runs_no_longer_than_its_time_limit(bench: Bench) {
-    let mut limited = bench.job("exec sleep 600");
-    limited.spec.time_limit_seconds = Some(1);
-    let mut in_time = bench.job(":");
-    in_time.spec.time_limit_seconds = Some(600);
-    let (limited, in_time) = (bench.run(limited).await, bench.run(in_time).await);
-    bench.ends(&in_time, Ending::Finished).await;
-    bench.ends(&limited, Ending::TimedOut).await;
-    assert_eq!(bench.runs(limited.tag()), 1);
-}
-
-pub(super) async fn a_job_that_outgrows_the_memory_it_asked_for_says_so(bench: Bench) {
-    let asks = |then: &str| {
-        let mut job = bench.job(then);
-        job.spec.resources.memory_mib = Some(64);
-        job
-    };
-    // A line without end, which is kept whole; bounded all the same, should nobody else bound it.
-    let greedy = bench.run(asks("ulimit -v 2000000; exec tail -n 1 /dev/zero")).await;
-    let modest = bench.run(asks("head -c 1000000 /dev/zero | tail -n 1 >/dev/null")).await;
-    bench.ends(&modest, Ending::Finished).await;
-    let end = bench.end(&greedy).await;
-    assert_eq!(end.ending, Ending::Failed, "{end:?}");
-    // In words of ours or the manager's.
-    let reason = end.reason.to_lowercase().replace('_', " ");
-    assert!(reason.contains("out of memory"), "{end:?}");
-}
-
-pub(super) async fn what_cannot_be_run_says_why(bench: Bench) {
-    let plain = bench.rig.shared_dir().join("plain");
-    std::fs::write(&plain, "no program").expect("a file");
-    std::fs::set_permissions(&plain, std::fs::Permissions::from_mode(0o644)).expect("its mode");
-    let not_there = Bench::job_of(bench.spec(&["jobgate-no-such-command"]));
-    let not_executable = Bench::job_of(bench.spec(&[plain.to_str().expect("UTF-8")]));
-    let mut nowhere = bench.job(":");
-    nowhere.spec.working_dir = Some("/jobgate/no/such/directory".into());
-    for (job, exit_code, word) in [
-        (not_there, 127, "jobgate-no-such-command"),
-        (not_executable, 126, "plain"),
-        (nowhere, 127, "/jobgate/no/such/directory"),
-    ] {
-        let made = bench.run(job).await;
-        let end = bench.end(&made).await;
-        assert_eq!((end.ending, end.exit_code), (Ending::Failed, Some(exit_code)), "{end:?}");
-        assert!(end.reason.contains(word), "{end:?}");
-        assert_eq!(bench.runs(made.tag()), 0);
-    }
+pub(super) async fn no_command_is_run(bench: Bench) {
+    let made = bench.run(bench.job("echo > \"$SHARED/ran\"; exit 7")).await;
+    bench.ends(&made, Ending::Finished).await;
+    assert!(!bench.rig.shared_dir().join("ran").exists());
 }
 
 /// A job that runs until a file of this name is there.
@@ -201,6 +145,17 @@ pub(super) async fn output_can_be_read_while_it_grows_and_its_end_is_told(bench:
     assert!(beyond.bytes.is_empty() && beyond.last, "{beyond:?}");
 }
 
+pub(super) async fn nothing_that_is_printed_can_be_read(bench: Bench) {
+    let made = bench.run(bench.job("echo out; echo err >&2")).await;
+    for _ in 0..2 {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let read = bench.engine.read_log(made.tag(), &made.submission, stream, 0, 100).await;
+            assert!(matches!(read, Err(EngineError::Refused(_))), "{read:?}");
+        }
+        bench.ends(&made, Ending::Finished).await;
+    }
+}
+
 /// Starts a child, one in a session of its own whose parent is gone, and one that does not listen to SIGTERM; writes down
 /// who they are.
 const BROOD: &str = "sleep 600 & child=$!; \
@@ -249,21 +204,27 @@ pub(super) async fn a_cancel_ends_the_job_and_all_it_started(bench: Bench) {
     assert_eq!(bench.runs(made.tag()), 1);
 }
 
-pub(super) async fn a_job_that_ends_itself_cleanly_on_sigterm_when_cancelled_is_canceled(bench: Bench) {
-    let polite =
-        "trap 'echo > \"$SHARED/told\"; exit 0' TERM; echo > \"$SHARED/ready\"; while :; do sleep 0.01; done";
+/// One that takes a moment to end by itself when it is told to is canceled; whether it had that moment.
+async fn heeds_a_cancel(bench: &Bench) -> bool {
+    let polite = "trap 'sleep 0.1; echo > \"$SHARED/told\"; exit 0' TERM; echo > \"$SHARED/ready\"; \
+        while :; do sleep 0.01; done";
     let made = bench.run(bench.job(polite)).await;
     bench.file("ready").await;
     bench.cancel(&made).await;
     bench.ends(&made, Ending::Canceled).await;
-    if bench.rig.tells_before_it_kills() {
-        bench.file("told").await;
-    }
+    bench.rig.shared_dir().join("told").exists()
+}
+
+pub(super) async fn canceled_it_is_told_and_canceled_even_if_it_then_ends_well(bench: Bench) {
+    assert!(heeds_a_cancel(&bench).await);
+}
+
+pub(super) async fn canceled_it_has_no_time_to_end_by_itself(bench: Bench) {
+    assert!(!heeds_a_cancel(&bench).await, "it had, which is more than was declared");
 }
 
 pub(super) async fn nothing_a_job_started_outlives_it(bench: Bench) {
     let (made, pids) = brood(&bench, "brood", "exit 3").await;
-    let end = bench.end(&made).await;
-    assert_eq!((end.ending, end.exit_code), (Ending::Failed, Some(3)), "{end:?}");
+    bench.ends(&made, Ending::Failed).await;
     assert_gone(&bench, &pids);
 }

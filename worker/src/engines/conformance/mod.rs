@@ -4,13 +4,17 @@
 //! was started later and has run to its end. A case panics where the engine breaks the contract. Nothing waits for a time
 //! to pass: everything waits for something to be seen, and gives up when the rig's patience ends.
 
+mod cases;
+mod endings;
 mod execution;
+pub mod lie;
 mod submission;
 mod trouble;
 
+pub use cases::{Case, SetUp, cases};
+
 use super::{EngineContext, local::RunnerCommand};
 use crate::engine::{Engine, LogChunk, Sighting, Stream, ToCreate};
-use futures::future::BoxFuture;
 use jobgate_shared::{
     clock,
     domain::{Ending, JobId, JobSpec, Observation, Project, Submission, SubmissionTag},
@@ -30,7 +34,7 @@ pub trait Rig: Send + Sync {
     /// A directory the test and its jobs both see, the same path for both.
     fn shared_dir(&self) -> &Path;
 
-    /// An instance on another worker, whose way to the manager is in trouble. For engines that need [`Needs::Manager`].
+    /// An instance on another worker, whose way to the manager is in trouble. Where there is a [`SetUp::Manager`].
     fn troubled(&self, trouble: Trouble) -> Arc<dyn Engine> {
         panic!("nothing of {trouble:?} stands between this engine and what runs its jobs")
     }
@@ -47,19 +51,15 @@ pub trait Rig: Send + Sync {
         stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
     }
 
-    /// Whether a process of a job that left its parents is ended with the job, where the manager is set up to know of it.
+    /// Whether a process of a job that left its parents is ended with the job. A fact of the set-up: managers follow
+    /// processes as their hosts let them.
     fn ends_strays(&self) -> bool {
         true
     }
 
-    /// Makes a job one that waits, once started, for as long as a test lasts. For engines that have [`Needs::Queue`].
+    /// Makes a job one that waits, once started, for as long as a test lasts. Where there is a [`SetUp::Queue`].
     fn has_to_wait(&self, job: &mut ToCreate) {
         panic!("nothing keeps {} waiting here", job.tag)
-    }
-
-    /// Whether a job that is canceled gets a SIGTERM and time to heed it.
-    fn tells_before_it_kills(&self) -> bool {
-        true
     }
 
     /// The longest anything may take.
@@ -101,79 +101,6 @@ pub fn context(cluster: &str, data_dir: &Path, call_timeout: Duration) -> Engine
         call_timeout,
         look_timeout: call_timeout,
     }
-}
-
-/// What a case asks of an engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Needs {
-    /// That it can create inert.
-    TwoPhase,
-    /// That its jobs are commands, too.
-    Commands,
-    /// That a manager runs them which calls may fail to reach.
-    Manager,
-    /// That a job can be made which has to wait.
-    Queue,
-    /// That its jobs get no more memory than they ask for, and it knows when that ended one.
-    Memory,
-}
-
-/// One thing that must hold.
-pub struct Case {
-    /// What holds, as a sentence.
-    pub name: &'static str,
-    /// For which engines.
-    pub needs: Needs,
-    /// Panics if it does not hold.
-    pub run: fn(Arc<dyn Rig>) -> BoxFuture<'static, ()>,
-}
-
-macro_rules! cases {
-    ($($needs:ident $module:ident::$name:ident,)*) => {
-        /// Every case.
-        pub const CASES: &[Case] = &[$(Case {
-            name: stringify!($name),
-            needs: Needs::$needs,
-            run: |rig| Box::pin($module::$name(Bench { engine: rig.engine(), rig })),
-        }),*];
-    };
-}
-
-cases! {
-    TwoPhase submission::what_is_created_does_not_run_until_it_is_started,
-    TwoPhase submission::created_twice_under_one_tag_and_started_twice_it_runs_once,
-    TwoPhase submission::created_and_started_by_many_at_once_it_runs_once,
-    TwoPhase submission::started_again_after_its_end_it_does_not_run_again,
-    TwoPhase submission::canceled_before_its_start_it_never_runs,
-    TwoPhase submission::a_start_and_a_cancel_at_once_leave_one_truth,
-    TwoPhase submission::canceled_after_its_end_its_finish_stands,
-    TwoPhase submission::what_is_inert_is_listed_and_once_discarded_never_runs,
-    TwoPhase submission::a_discard_without_an_id_removes_what_stands_under_the_tag,
-    TwoPhase submission::a_discard_does_not_touch_what_was_started,
-    TwoPhase submission::a_poll_of_many_answers_each_in_its_place,
-    TwoPhase submission::what_one_instance_began_another_ends,
-    TwoPhase submission::what_was_forgotten_never_runs_again,
-    TwoPhase submission::an_option_it_does_not_know_is_refused_by_name,
-    Commands execution::each_way_to_end_is_told_apart,
-    Commands execution::a_job_runs_no_longer_than_its_time_limit,
-    Commands execution::what_cannot_be_run_says_why,
-    Commands execution::a_running_job_is_seen_running_and_its_start_stays,
-    Commands execution::arguments_arrive_verbatim,
-    Commands execution::standard_input_and_scripts_arrive_verbatim,
-    Commands execution::a_job_gets_its_own_environment_and_nothing_of_the_workers,
-    Commands execution::output_can_be_read_while_it_grows_and_its_end_is_told,
-    Commands execution::a_cancel_ends_the_job_and_all_it_started,
-    Commands execution::nothing_a_job_started_outlives_it,
-    Commands execution::a_job_that_ends_itself_cleanly_on_sigterm_when_cancelled_is_canceled,
-    Memory execution::a_job_that_outgrows_the_memory_it_asked_for_says_so,
-    Queue submission::canceled_while_it_waits_it_never_runs,
-    Manager trouble::what_did_not_reach_its_manager_can_be_asked_again,
-    Manager trouble::what_was_done_and_never_answered_can_be_asked_again,
-}
-
-/// Every case an engine must pass of which this is true.
-pub fn cases(has: &[Needs]) -> impl Iterator<Item = &'static Case> {
-    CASES.iter().filter(move |case| has.contains(&case.needs))
 }
 
 /// One case's tools.

@@ -32,6 +32,48 @@ pub(super) async fn created_twice_under_one_tag_and_started_twice_it_runs_once(b
     }
 }
 
+pub(super) async fn of_two_that_were_started_one_runs(bench: Bench) {
+    let job = bench.job(":");
+    let both = [bench.create(job.clone()).await, bench.create(job).await];
+    assert_ne!(both[0].submission, both[1].submission, "which is more than was declared");
+    for made in &both {
+        bench.start(made).await;
+    }
+    let ends = [bench.end(&both[0]).await.ending, bench.end(&both[1]).await.ending];
+    assert_eq!(ends.iter().filter(|ending| **ending == Ending::Finished).count(), 1, "{ends:?}");
+    assert_eq!(bench.runs(both[0].tag()), 1);
+}
+
+pub(super) async fn what_is_created_begins_by_itself(bench: Bench) {
+    let made = bench.create(bench.job(":")).await;
+    bench.ends(&made, Ending::Finished).await;
+    bench.start(&made).await;
+    bench.fence().await;
+    assert_eq!(bench.runs(made.tag()), 1);
+}
+
+pub(super) async fn a_name_is_taken_once_and_one_that_is_buried_never(bench: Bench) {
+    let job = bench.job(":");
+    let both = [bench.create(job.clone()).await, bench.create(job).await];
+    assert_eq!(both[0].submission, both[1].submission);
+    bench.ends(&both[0], Ending::Finished).await;
+    let buried = bench.job(":");
+    bench.engine.discard(buried.tag, None).await.expect("discard");
+    let created = bench.engine.create(&buried).await;
+    assert!(matches!(created, Err(EngineError::Refused(_))), "{created:?}");
+    bench.fence().await;
+    assert_eq!([both[0].tag(), buried.tag].map(|tag| bench.runs(tag)), [1, 0]);
+}
+
+pub(super) async fn created_twice_it_runs_twice(bench: Bench) {
+    let job = bench.job(":");
+    let both = [bench.create(job.clone()).await, bench.create(job).await];
+    for made in &both {
+        bench.ends(made, Ending::Finished).await;
+    }
+    assert_eq!(bench.runs(both[0].tag()), 2, "once is more than was declared");
+}
+
 pub(super) async fn created_and_started_by_many_at_once_it_runs_once(bench: Bench) {
     let other = Bench { engine: bench.rig.engine(), rig: bench.rig.clone() };
     for _ in 0..5 {

@@ -62,7 +62,13 @@ impl Calls {
         let path = config.spool_dir.clone().unwrap_or_else(default);
         let spool = Spool::open(&path).with_context(|| format!("spool_dir {}", path.display()))?;
         if let Some(delegated) = &config.cgroup {
-            cgroup::check_delegated(delegated).with_context(|| format!("cgroup {}", delegated.display()))?;
+            let check = cgroup::check_delegated(delegated);
+            if !check.with_context(|| format!("cgroup {}", delegated.display()))? {
+                let cgroup = delegated.display();
+                tracing::warn!(
+                    "cgroup {cgroup}: no memory controller; a limit holds for each process of a job, and is not told"
+                );
+            }
         }
         let runners = Mutex::new(Runners { slots: HashMap::new(), reaped: Instant::now() });
         Ok(Self { spool, config, context, runners })

@@ -16,15 +16,17 @@ pub(super) struct Cgroup {
 /// How long processes that were killed are given to be gone.
 const KILL_SETTLES: Duration = Duration::from_secs(2);
 
-/// Checks a delegated group and lets its children limit memory, where the kernel can.
-pub(super) fn check_delegated(path: &Path) -> io::Result<()> {
+/// Checks a delegated group and lets its children limit memory, where the kernel can; whether it can.
+pub(super) fn check_delegated(path: &Path) -> io::Result<bool> {
     let controllers = fs::read_to_string(path.join("cgroup.controllers"))?;
-    if controllers.split_whitespace().any(|controller| controller == "memory") {
+    let limits_memory = controllers.split_whitespace().any(|controller| controller == "memory");
+    if limits_memory {
         fs::write(path.join("cgroup.subtree_control"), "+memory")?;
     }
     let trial = Cgroup::at(path, &format!("trial-{}", std::process::id()));
     fs::create_dir(&trial.path)?;
-    trial.remove()
+    trial.remove()?;
+    Ok(limits_memory)
 }
 
 impl Cgroup {

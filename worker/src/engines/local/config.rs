@@ -1,12 +1,16 @@
 //! Settings of the local engine, and what a job may ask of it. Checking a spec needs nothing but these settings.
 
-use crate::engines::refuse_unknown_options;
+use super::LocalEngine;
+use crate::{
+    engine::{Capabilities, Engine, ExitCodes, MemoryLimits, SubmitMode, TimeLimits},
+    engines::{EngineContext, EngineSettings, Options, ServedBy, settings::refuse_unknown_options},
+};
 use jobgate_shared::{
     domain::{JobSpec, SpecError},
     settings::{self, Period},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, sync::Arc, thread, time::Duration};
 
 /// Settings of the engine that runs jobs as processes of the worker's own host and user.
 ///
@@ -69,7 +73,21 @@ pub(in crate::engines) const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin"
 pub(in crate::engines) const MAX_EXEC_BYTES: usize = (2 << 20) - (64 << 10);
 
 impl LocalConfig {
-    pub(in crate::engines) fn check(&self) -> anyhow::Result<()> {
+    /// What a job gets of processors and memory at most.
+    pub(super) fn most_cpus(&self) -> u32 {
+        self.max_cpus.unwrap_or_else(processors_here)
+    }
+
+    fn most_memory_mib(&self) -> u64 {
+        self.max_memory_mib.unwrap_or_else(|| {
+            let info = rustix::system::sysinfo();
+            info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20
+        })
+    }
+}
+
+impl EngineSettings for LocalConfig {
+    fn check(&self) -> anyhow::Result<()> {
         for (name, path) in
             [("spool_dir", &self.spool_dir), ("working_dir", &self.working_dir), ("cgroup", &self.cgroup)]
         {
@@ -81,53 +99,77 @@ impl LocalConfig {
         as_spec.check().map_err(|fault| anyhow::anyhow!("env: {fault}"))
     }
 
-    /// What a job gets of processors and memory at most.
-    pub(super) fn most_cpus(&self) -> u32 {
-        let here =
-            || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
-        self.max_cpus.unwrap_or_else(here)
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            mode: SubmitMode::TwoPhase,
+            reach: None,
+            commands: true,
+            exit_codes: ExitCodes::CodesAndSignals,
+            memory_limits: if self.cgroup.is_some() { MemoryLimits::Told } else { MemoryLimits::Enforced },
+            time_limits: TimeLimits::ByEngine,
+            warns_on_cancel: !self.kill_grace.is_zero(),
+            logs: true,
+            poll_interval: *self.poll_interval,
+        }
     }
 
-    fn most_memory_mib(&self) -> u64 {
-        self.max_memory_mib.unwrap_or_else(|| {
-            let info = rustix::system::sysinfo();
-            info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20
-        })
+    fn is_bound_to_its_host(&self) -> bool {
+        true
+    }
+
+    /// A job takes a processor of this host.
+    fn served_by(&self) -> ServedBy {
+        ServedBy::Workers { jobs: NonZeroU32::new(processors_here()).unwrap_or(NonZeroU32::MIN) }
+    }
+
+    /// Refuses what this engine cannot give.
+    fn validate(&self, spec: &JobSpec) -> Result<(), SpecError> {
+        let wants = spec.resources;
+        if spec.image.is_some() {
+            return Err(SpecError::new(
+                "spec.image",
+                "this cluster runs plain processes, no container images",
+            ));
+        }
+        if wants.gpus.is_some() {
+            return Err(SpecError::new("spec.resources.gpus", "this cluster hands out no accelerators"));
+        }
+        if wants.nodes.is_some_and(|nodes| nodes > 1) {
+            return Err(SpecError::new("spec.resources.nodes", "this cluster is one host"));
+        }
+        if wants.cpus.is_some_and(|cpus| cpus > self.most_cpus()) {
+            let most = self.most_cpus();
+            return Err(SpecError::new(
+                "spec.resources.cpus",
+                format!("this cluster gives a job {most} at most"),
+            ));
+        }
+        if wants.memory_mib.is_some_and(|memory| memory > self.most_memory_mib()) {
+            let most = self.most_memory_mib();
+            let message = format!("this cluster gives a job {most} MiB at most");
+            return Err(SpecError::new("spec.resources.memory_mib", message));
+        }
+        // Each string costs its bytes, a NUL and a pointer.
+        let arguments: usize = spec.command.iter().map(|argument| argument.len() + 9).sum();
+        let variables: usize = spec.env.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
+        if arguments + variables > MAX_EXEC_BYTES {
+            let message = format!("arguments and environment together are more than {MAX_EXEC_BYTES} bytes");
+            return Err(SpecError::new("spec.command", message));
+        }
+        refuse_unknown_options(spec, &[])
+    }
+
+    fn options(&self) -> Options {
+        Some(BTreeMap::new())
+    }
+
+    fn open(&self, context: &EngineContext) -> anyhow::Result<Arc<dyn Engine>> {
+        Ok(Arc::new(LocalEngine::open(self.clone(), context.clone())?))
     }
 }
 
-/// Refuses what this engine cannot give, naming the field.
-pub(in crate::engines) fn validate(config: &LocalConfig, spec: &JobSpec) -> Result<(), SpecError> {
-    let wants = spec.resources;
-    if spec.image.is_some() {
-        return Err(SpecError::new("spec.image", "this cluster runs plain processes, no container images"));
-    }
-    if wants.gpus.is_some() {
-        return Err(SpecError::new("spec.resources.gpus", "this cluster hands out no accelerators"));
-    }
-    if wants.nodes.is_some_and(|nodes| nodes > 1) {
-        return Err(SpecError::new("spec.resources.nodes", "this cluster is one host"));
-    }
-    if wants.cpus.is_some_and(|cpus| cpus > config.most_cpus()) {
-        let most = config.most_cpus();
-        return Err(SpecError::new(
-            "spec.resources.cpus",
-            format!("this cluster gives a job {most} at most"),
-        ));
-    }
-    if wants.memory_mib.is_some_and(|memory| memory > config.most_memory_mib()) {
-        let most = config.most_memory_mib();
-        let message = format!("this cluster gives a job {most} MiB at most");
-        return Err(SpecError::new("spec.resources.memory_mib", message));
-    }
-    // Each string costs its bytes, a NUL and a pointer.
-    let arguments: usize = spec.command.iter().map(|argument| argument.len() + 9).sum();
-    let variables: usize = spec.env.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
-    if arguments + variables > MAX_EXEC_BYTES {
-        let message = format!("arguments and environment together are more than {MAX_EXEC_BYTES} bytes");
-        return Err(SpecError::new("spec.command", message));
-    }
-    refuse_unknown_options(spec, &[])
+fn processors_here() -> u32 {
+    thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -138,7 +180,7 @@ mod tests {
         let config = LocalConfig { max_cpus: Some(4), max_memory_mib: Some(1024), ..LocalConfig::default() };
         let mut spec = JobSpec { command: vec!["true".into()], ..JobSpec::default() };
         change(&mut spec);
-        validate(&config, &spec).err().map(|fault| fault.field)
+        config.validate(&spec).err().map(|fault| fault.field)
     }
 
     #[test]

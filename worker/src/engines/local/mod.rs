@@ -33,15 +33,11 @@ mod standing;
 mod tend;
 
 pub use config::LocalConfig;
-pub(super) use config::validate;
 pub use runner::{RunnerCommand, local_runner_main};
 
 use crate::{
-    engine::{
-        Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, SubmitMode, TimeLimits,
-        ToCreate,
-    },
-    engines::EngineContext,
+    engine::{Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, ToCreate},
+    engines::{EngineContext, EngineSettings as _},
 };
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -101,17 +97,12 @@ fn away(error: impl Into<anyhow::Error>) -> EngineError {
 #[async_trait]
 impl Engine for LocalEngine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            mode: SubmitMode::TwoPhase,
-            reach: Some(Reach(self.inside.host_id().to_owned())),
-            time_limits: TimeLimits::ByEngine,
-            logs: true,
-            poll_interval: *self.inside.config().poll_interval,
-        }
+        let reach = Some(Reach(self.inside.host_id().to_owned()));
+        Capabilities { reach, ..self.inside.config().capabilities() }
     }
 
     fn validate(&self, spec: &JobSpec) -> Result<(), SpecError> {
-        validate(self.inside.config(), spec)
+        self.inside.config().validate(spec)
     }
 
     async fn create(&self, job: &ToCreate) -> EngineResult<Submission> {

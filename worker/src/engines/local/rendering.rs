@@ -5,9 +5,8 @@ use super::{
     records::RunSpec,
     runner,
     spool::{Nonce, Place},
-    validate,
 };
-use crate::engine::ToCreate;
+use crate::{engine::ToCreate, engines::EngineSettings as _};
 use jobgate_shared::domain::{JobId, JobSpec, Project, SubmissionTag, identity_env};
 use std::{collections::BTreeMap, ffi::OsStr, path::Path};
 use uuid::Uuid;
@@ -16,7 +15,7 @@ use uuid::Uuid;
 /// says whether it is.
 pub fn is_exact(spec: &JobSpec) -> bool {
     let config = LocalConfig { max_cpus: Some(64), max_memory_mib: Some(1 << 20), ..LocalConfig::default() };
-    if spec.check().is_err() || validate(&config, spec).is_err() {
+    if spec.check().is_err() || config.validate(spec).is_err() {
         return false;
     }
     let tag = SubmissionTag { job: JobId(Uuid::from_u128(7)), attempt: 3 };

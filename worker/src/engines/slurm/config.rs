@@ -1,7 +1,10 @@
 //! Settings of the Slurm engine, and what a job may ask of it. Checking a spec needs nothing but these settings.
 
-use super::token::TokenSource;
-use crate::engines::refuse_unknown_options;
+use super::{SlurmEngine, token::TokenSource};
+use crate::{
+    engine::{Capabilities, Engine, ExitCodes, MemoryLimits, SubmitMode, TimeLimits},
+    engines::{EngineContext, EngineSettings, Options, ServedBy, settings::refuse_unknown_options},
+};
 use jobgate_shared::{
     domain::{JobSpec, Project, SpecError},
     settings::{self, Period},
@@ -10,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -125,7 +129,47 @@ const USER: &str = "{user}";
 const FRAME_BYTES: usize = 8 << 10;
 
 impl SlurmConfig {
-    pub(in crate::engines) fn check(&self) -> anyhow::Result<()> {
+    fn default_source(&self) -> TokenSource {
+        TokenSource { token_file: self.token_file.clone(), token_command: self.token_command.clone() }
+    }
+
+    /// Every account: the setting that names it, its name, its tokens.
+    fn sources(&self) -> impl Iterator<Item = (String, &String, TokenSource)> {
+        let default = self.user.iter().map(|user| ("user".to_owned(), user, self.default_source()));
+        let mapped = self.users.iter().map(|(project, of)| {
+            let source =
+                TokenSource { token_file: of.token_file.clone(), token_command: of.token_command.clone() };
+            (format!("users.{project}"), &of.user, source)
+        });
+        default.chain(mapped)
+    }
+
+    /// Tokens by account. An account named twice keeps the first.
+    pub(super) fn tokens(&self) -> HashMap<String, TokenSource> {
+        let mut tokens = HashMap::new();
+        for (_, user, source) in self.sources() {
+            tokens.entry(user.clone()).or_insert(source);
+        }
+        tokens
+    }
+
+    pub(super) fn accounts(&self) -> BTreeSet<String> {
+        self.sources().map(|(_, user, _)| user.clone()).collect()
+    }
+
+    /// The account a project's jobs run as.
+    pub(super) fn account(&self, project: &Project) -> Option<&String> {
+        self.users.get(project).map(|of| &of.user).or(self.user.as_ref())
+    }
+
+    /// Where an account's jobs leave what they print.
+    pub(super) fn log_dir(&self, user: &str) -> Option<PathBuf> {
+        Some(PathBuf::from(self.log_dir.as_ref()?.to_str()?.replace(USER, user)))
+    }
+}
+
+impl EngineSettings for SlurmConfig {
+    fn check(&self) -> anyhow::Result<()> {
         let socket = self.url.strip_prefix("unix:");
         let http = self.url.starts_with("http://") || self.url.starts_with("https://");
         let known = socket.map_or(http, |socket| Path::new(socket).is_absolute());
@@ -177,42 +221,96 @@ impl SlurmConfig {
         as_spec.check().map_err(|fault| anyhow::anyhow!("env: {fault}"))
     }
 
-    fn default_source(&self) -> TokenSource {
-        TokenSource { token_file: self.token_file.clone(), token_command: self.token_command.clone() }
-    }
-
-    /// Every account: the setting that names it, its name, its tokens.
-    fn sources(&self) -> impl Iterator<Item = (String, &String, TokenSource)> {
-        let default = self.user.iter().map(|user| ("user".to_owned(), user, self.default_source()));
-        let mapped = self.users.iter().map(|(project, of)| {
-            let source =
-                TokenSource { token_file: of.token_file.clone(), token_command: of.token_command.clone() };
-            (format!("users.{project}"), &of.user, source)
-        });
-        default.chain(mapped)
-    }
-
-    /// Tokens by account. An account named twice keeps the first.
-    pub(super) fn tokens(&self) -> HashMap<String, TokenSource> {
-        let mut tokens = HashMap::new();
-        for (_, user, source) in self.sources() {
-            tokens.entry(user.clone()).or_insert(source);
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            mode: SubmitMode::TwoPhase,
+            reach: None,
+            commands: true,
+            // What the shell of the batch script makes of an end.
+            exit_codes: ExitCodes::Codes,
+            memory_limits: MemoryLimits::Told,
+            time_limits: TimeLimits::ByEngine,
+            // Slurm tells the steps of a job, and not its batch script: that is killed.
+            warns_on_cancel: false,
+            logs: self.log_dir.is_some(),
+            poll_interval: *self.poll_interval,
         }
-        tokens
     }
 
-    pub(super) fn accounts(&self) -> BTreeSet<String> {
-        self.sources().map(|(_, user, _)| user.clone()).collect()
+    fn is_bound_to_its_host(&self) -> bool {
+        false
     }
 
-    /// The account a project's jobs run as.
-    pub(super) fn account(&self, project: &Project) -> Option<&String> {
-        self.users.get(project).map(|of| &of.user).or(self.user.as_ref())
+    fn served_by(&self) -> ServedBy {
+        ServedBy::FAR
     }
 
-    /// Where an account's jobs leave what they print.
-    pub(super) fn log_dir(&self, user: &str) -> Option<PathBuf> {
-        Some(PathBuf::from(self.log_dir.as_ref()?.to_str()?.replace(USER, user)))
+    /// Refuses what this engine cannot give.
+    fn validate(&self, spec: &JobSpec) -> Result<(), SpecError> {
+        let wants = spec.resources;
+        if spec.image.is_some() {
+            return Err(SpecError::new(
+                "spec.image",
+                "this cluster runs plain processes, no container images",
+            ));
+        }
+        let limits = [
+            ("spec.resources.cpus", wants.cpus.map(u64::from), self.max_cpus.map(u64::from)),
+            ("spec.resources.memory_mib", wants.memory_mib, self.max_memory_mib),
+            ("spec.resources.gpus", wants.gpus.map(u64::from), Some(u64::from(self.max_gpus))),
+            ("spec.resources.nodes", wants.nodes.map(u64::from), Some(u64::from(self.max_nodes))),
+        ];
+        for (field, wanted, most) in limits {
+            if let Some(most) = most.filter(|most| wanted.is_some_and(|wanted| wanted > *most)) {
+                return Err(SpecError::new(field, format!("this cluster gives a job {most} at most")));
+            }
+        }
+        if wants.cpus.is_some_and(|cpus| cpus > u32::from(u16::MAX)) {
+            return Err(SpecError::new("spec.resources.cpus", "is more than Slurm counts"));
+        }
+        // Both are read by env(1), which begins the job.
+        if spec.command.first().is_some_and(|program| program.starts_with('-') || program.contains('=')) {
+            return Err(SpecError::new("spec.command[0]", "must not begin with '-' nor hold '='"));
+        }
+        let texts = spec.command.iter().chain(spec.env.values()).chain(self.env.values());
+        // A quote becomes four bytes and a newline five; base64 makes four of three.
+        let quoted: usize = texts.map(|text| text.len() + 4 * text.matches(['\'', '\n']).count() + 4).sum();
+        let names: usize = spec.env.keys().chain(self.env.keys()).map(|name| name.len() + 4).sum();
+        let encoded =
+            |text: &Option<String>| text.as_ref().map_or(0, |text| text.len() / 3 * 4 + text.len() / 50 + 8);
+        let script = FRAME_BYTES + quoted + names + encoded(&spec.stdin) + encoded(&spec.script);
+        if script as u64 > self.max_script_bytes {
+            let message = format!(
+                "command, environment, standard input and script together are more than the {} bytes of a batch script",
+                self.max_script_bytes
+            );
+            return Err(SpecError::new("spec", message));
+        }
+        let known: Vec<&str> = OPTIONS.map(|(option, _)| option).to_vec();
+        refuse_unknown_options(spec, &known)?;
+        for (option, value) in &spec.engine {
+            let field = format!("spec.engine.{option}");
+            let Some(value) = value.as_str().filter(|value| is_plain(value)) else {
+                return Err(SpecError::new(field, "must be a text Slurm takes"));
+            };
+            let allowed = self.options.get(option);
+            if !allowed.is_some_and(|allowed| allowed.contains(value) || allowed.contains("*")) {
+                return Err(SpecError::new(field, format!("{value} is not open to jobs of this cluster")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Of options any value is open to, none is listed.
+    fn options(&self) -> Options {
+        let listed = |values: &BTreeSet<String>| {
+            (!values.contains("*")).then(|| values.iter().cloned().collect::<Vec<_>>())
+        };
+        Some(self.options.iter().map(|(name, values)| (name.clone(), listed(values))).collect())
+    }
+
+    fn open(&self, context: &EngineContext) -> anyhow::Result<Arc<dyn Engine>> {
+        Ok(Arc::new(SlurmEngine::new(self.clone(), context)?))
     }
 }
 
@@ -229,57 +327,4 @@ fn is_option(name: &str) -> bool {
 fn is_plain(value: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.,:&|[]*()@/+=".contains(&b);
     (1..=256).contains(&value.len()) && value.bytes().all(plain) && !value.starts_with('-')
-}
-
-/// Refuses what this engine cannot give, naming the field.
-pub(in crate::engines) fn validate(config: &SlurmConfig, spec: &JobSpec) -> Result<(), SpecError> {
-    let wants = spec.resources;
-    if spec.image.is_some() {
-        return Err(SpecError::new("spec.image", "this cluster runs plain processes, no container images"));
-    }
-    let limits = [
-        ("spec.resources.cpus", wants.cpus.map(u64::from), config.max_cpus.map(u64::from)),
-        ("spec.resources.memory_mib", wants.memory_mib, config.max_memory_mib),
-        ("spec.resources.gpus", wants.gpus.map(u64::from), Some(u64::from(config.max_gpus))),
-        ("spec.resources.nodes", wants.nodes.map(u64::from), Some(u64::from(config.max_nodes))),
-    ];
-    for (field, wanted, most) in limits {
-        if let Some(most) = most.filter(|most| wanted.is_some_and(|wanted| wanted > *most)) {
-            return Err(SpecError::new(field, format!("this cluster gives a job {most} at most")));
-        }
-    }
-    if wants.cpus.is_some_and(|cpus| cpus > u32::from(u16::MAX)) {
-        return Err(SpecError::new("spec.resources.cpus", "is more than Slurm counts"));
-    }
-    // Both are read by env(1), which begins the job.
-    if spec.command.first().is_some_and(|program| program.starts_with('-') || program.contains('=')) {
-        return Err(SpecError::new("spec.command[0]", "must not begin with '-' nor hold '='"));
-    }
-    let texts = spec.command.iter().chain(spec.env.values()).chain(config.env.values());
-    // A quote becomes four bytes and a newline five; base64 makes four of three.
-    let quoted: usize = texts.map(|text| text.len() + 4 * text.matches(['\'', '\n']).count() + 4).sum();
-    let names: usize = spec.env.keys().chain(config.env.keys()).map(|name| name.len() + 4).sum();
-    let encoded =
-        |text: &Option<String>| text.as_ref().map_or(0, |text| text.len() / 3 * 4 + text.len() / 50 + 8);
-    let script = FRAME_BYTES + quoted + names + encoded(&spec.stdin) + encoded(&spec.script);
-    if script as u64 > config.max_script_bytes {
-        let message = format!(
-            "command, environment, standard input and script together are more than the {} bytes of a batch script",
-            config.max_script_bytes
-        );
-        return Err(SpecError::new("spec", message));
-    }
-    let known: Vec<&str> = OPTIONS.map(|(option, _)| option).to_vec();
-    refuse_unknown_options(spec, &known)?;
-    for (option, value) in &spec.engine {
-        let field = format!("spec.engine.{option}");
-        let Some(value) = value.as_str().filter(|value| is_plain(value)) else {
-            return Err(SpecError::new(field, "must be a text Slurm takes"));
-        };
-        let allowed = config.options.get(option);
-        if !allowed.is_some_and(|allowed| allowed.contains(value) || allowed.contains("*")) {
-            return Err(SpecError::new(field, format!("{value} is not open to jobs of this cluster")));
-        }
-    }
-    Ok(())
 }

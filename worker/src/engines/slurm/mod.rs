@@ -30,15 +30,11 @@ mod tests;
 mod token;
 mod wire;
 
-pub(super) use config::validate;
 pub use config::{SlurmConfig, SlurmUser};
 
 use crate::{
-    engine::{
-        Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, SubmitMode, TimeLimits,
-        ToCreate,
-    },
-    engines::EngineContext,
+    engine::{Capabilities, Engine, EngineError, EngineResult, LogChunk, Sighting, Stream, ToCreate},
+    engines::{EngineContext, EngineSettings as _},
 };
 use anyhow::{Context as _, anyhow};
 use async_trait::async_trait;
@@ -606,11 +602,11 @@ fn forgotten() -> EngineError {
 #[async_trait]
 impl Engine for SlurmEngine {
     fn capabilities(&self) -> Capabilities {
-        capabilities(&self.config)
+        self.config.capabilities()
     }
 
     fn validate(&self, spec: &JobSpec) -> Result<(), SpecError> {
-        validate(&self.config, spec)
+        self.config.validate(spec)
     }
 
     async fn create(&self, job: &ToCreate) -> EngineResult<Submission> {
@@ -723,7 +719,9 @@ impl Engine for SlurmEngine {
         limit: usize,
     ) -> EngineResult<LogChunk> {
         let Some((of, user)) = Identity::of(tag, submission) else { return Err(forgotten()) };
-        let Some(path) = self.config.log_dir(&user) else { return Err(forgotten()) };
+        let Some(path) = self.config.log_dir(&user) else {
+            return Err(EngineError::Refused("this cluster keeps no logs".to_owned()));
+        };
         let ending = match stream {
             Stream::Stdout => "out",
             Stream::Stderr => "err",
@@ -746,24 +744,5 @@ impl Engine for SlurmEngine {
     async fn forget(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()> {
         let Some((of, user)) = Identity::of(tag, submission) else { return Ok(()) };
         self.call(self.clear_away(of, &user)).await
-    }
-}
-
-/// What a job may choose of Slurm's options; of those any value is open to, none is listed.
-pub(super) fn options(config: &SlurmConfig) -> BTreeMap<String, Option<Vec<String>>> {
-    let listed = |values: &BTreeSet<String>| {
-        (!values.contains("*")).then(|| values.iter().cloned().collect::<Vec<_>>())
-    };
-    config.options.iter().map(|(name, values)| (name.clone(), listed(values))).collect()
-}
-
-/// What an engine of these settings can do.
-pub(super) fn capabilities(config: &SlurmConfig) -> Capabilities {
-    Capabilities {
-        mode: SubmitMode::TwoPhase,
-        reach: None,
-        time_limits: TimeLimits::ByEngine,
-        logs: config.log_dir.is_some(),
-        poll_interval: *config.poll_interval,
     }
 }

@@ -1,13 +1,16 @@
 //! Answers in the shapes of slurmrestd's versions, read into one; and what a job becomes on its way there.
 
 use super::{
-    config::{SlurmConfig, validate},
+    config::SlurmConfig,
     id::{self, Identity, Mark, Nonce},
     script,
     state::{self, Fault, Legacy},
     wire::{Answer, JobRecord},
 };
-use crate::engine::{Sighting, ToCreate};
+use crate::{
+    engine::{Sighting, ToCreate},
+    engines::EngineSettings as _,
+};
 use jobgate_shared::domain::{Ending, JobId, JobSpec, Observation, Project, SubmissionTag};
 use serde_json::{Value, json};
 use std::{os::unix::process::CommandExt as _, process::Command};
@@ -415,7 +418,7 @@ fn what_cannot_be_is_refused_by_field() {
     let fault = |change: &dyn Fn(&mut JobSpec)| {
         let mut spec = job().spec;
         change(&mut spec);
-        validate(&config, &spec).err().map(|fault| fault.field)
+        config.validate(&spec).err().map(|fault| fault.field)
     };
     let option = |name: &'static str, value: Value| {
         move |s: &mut JobSpec| drop(s.engine.insert(name.into(), value.clone()))
@@ -446,7 +449,7 @@ fn a_script_is_never_longer_than_the_spec_was_judged_to_make_it() {
     job.spec.stdin = Some("é\n".repeat(10_000));
     job.spec.env.insert("A".into(), "'\n".repeat(2_000));
     let length = script::render(&config(), &job, None).len() as u64;
-    let fits = |max_script_bytes| validate(&SlurmConfig { max_script_bytes, ..config() }, &job.spec).is_ok();
+    let fits = |max_script_bytes| SlurmConfig { max_script_bytes, ..config() }.validate(&job.spec).is_ok();
     assert!(!fits(length - 1), "a script of {length} bytes was taken for a shorter one");
     assert!(fits(length + (16 << 10)));
 }
