@@ -42,6 +42,7 @@ fn tell(before: &Life, outcome: &Outcome) -> String {
     note(life.started_at != before.started_at, format!(", started {}", second(life.started_at)));
     note(life.finished_at != before.finished_at, format!(", finished {}", second(life.finished_at)));
     note(life.fruitless_claims != before.fruitless_claims, format!(", fruitless {}", life.fruitless_claims));
+    note(change.entry.at != now(), format!(", at {}", second(Some(change.entry.at))));
     note(change.deviates, ", told in history".into());
     note(change.times.is_some(), " with its times".into());
     if let Some(reason) = &change.entry.reason {

@@ -205,6 +205,7 @@ fn events(attempt: u32) -> Vec<Sample> {
         ("it waits", Observation::Pending { reason: None }),
         ("it waits for a reason", Observation::Pending { reason: Some("priority".into()) }),
         ("it runs", Observation::Running { since: None, reason: None }),
+        ("it runs again", Observation::Running { since: Some(at(850)), reason: Some("requeued".into()) }),
         ("it finished", ended(Ending::Finished)),
         ("it failed", ended(Ending::Failed)),
         ("it was canceled", ended(Ending::Canceled)),

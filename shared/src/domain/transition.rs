@@ -659,6 +659,8 @@ mod vanished_tests {
         let next = life(tell(&running(Some("host-a")), LIMIT, false, &policy));
         assert_eq!((next.state, next.attempt), (JobState::Initialized, 2));
         let canceled = Life { cancel_requested: true, ..running(Some("host-a")) };
+        let last = Life { attempt: 2, ..running(Some("host-a")) };
+        assert_eq!(life(tell(&last, LIMIT, false, &policy)).state, JobState::Lost);
         assert_eq!(life(tell(&canceled, LIMIT, false, &policy)).state, JobState::Lost);
     }
 
