@@ -1,5 +1,6 @@
 //! What stands around the engine under test: a cluster many cases share, and a folder per case that jobs can write to.
 
+use crate::Tried;
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -8,7 +9,7 @@ use axum::{
 };
 use futures::stream;
 use jobgate_shared::supervise::Tasks;
-use jobgate_tests::services::{Accounting, Slurm};
+use jobgate_tests::services::{Accounting, Release, Slurm};
 use jobgate_worker::{
     engine::{Engine, ToCreate},
     engines::{
@@ -29,18 +30,22 @@ use tempfile::TempDir;
 
 /// A cluster that is started when it is first needed.
 pub(crate) struct Cluster {
-    accounting: Accounting,
+    release: Release,
+    pub(crate) accounting: Accounting,
     slurm: Mutex<Option<Arc<Slurm>>>,
 }
 
 impl Cluster {
-    pub(crate) fn new(accounting: Accounting) -> Self {
-        Self { accounting, slurm: Mutex::new(None) }
+    pub(crate) fn new(release: Release, accounting: Accounting) -> Self {
+        Self { release, accounting, slurm: Mutex::new(None) }
     }
 
     pub(crate) fn slurm(&self) -> Arc<Slurm> {
         let mut slurm = self.slurm.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = || Arc::new(crate::block_on(crate::own(self.accounting, Duration::from_mins(10))));
+        let start = || {
+            let begun = Slurm::start(self.release.clone(), self.accounting, Duration::from_mins(10));
+            Arc::new(crate::block_on(begun).expect("a Slurm"))
+        };
         slurm.get_or_insert_with(start).clone()
     }
 }
@@ -89,10 +94,11 @@ pub(crate) struct SlurmRig {
     folder: TempDir,
     pub(crate) config: SlurmConfig,
     ends_strays: bool,
+    tells: bool,
 }
 
 impl SlurmRig {
-    pub(crate) fn new(slurm: &Slurm, accounting: Accounting) -> Self {
+    pub(crate) fn new(tried: &Tried, slurm: &Slurm, accounting: Accounting) -> Self {
         let folder = folder();
         let logs = folder.path().join("logs");
         fs::create_dir(&logs).expect("a folder");
@@ -103,9 +109,13 @@ impl SlurmRig {
             token_command: Some(slurm.token_command(Duration::from_mins(30))),
             log_dir: Some(logs),
             slurmdb: accounting == Accounting::Slurmdbd,
+            api_versions: tried
+                .api
+                .map_or(SlurmConfig::default().api_versions, |version| vec![version.to_owned()]),
             ..SlurmConfig::default()
         };
-        Self { folder, config, ends_strays: slurm.ends_strays() }
+        let tells = tried.release != Release::Installed;
+        Self { folder, config, ends_strays: slurm.ends_strays(), tells }
     }
 
     /// An engine of other settings.
@@ -136,9 +146,9 @@ impl Rig for SlurmRig {
         job.spec.resources.cpus = Some(1000);
     }
 
-    /// Slurm tells the steps of a job, and not its batch script: that is killed.
+    /// 22.05 tells the steps of a job, and not its batch script: that is killed.
     fn tells_before_it_kills(&self) -> bool {
-        false
+        self.tells
     }
 
     fn shared_dir(&self) -> &Path {
