@@ -314,11 +314,15 @@ impl Slurm {
         let mut install = self.home.command("mariadb-install-db");
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         install.arg(format!("--datadir={data}"));
+        // A MariaDB that begins removes temporary tables of all whose directory for such it shares.
+        let temporary = self.home.file("my");
+        install.env("TMPDIR", &temporary);
         let mut install = guarded(&install, account("mysql")?, LastWord::Kill);
         let made = tokio::task::spawn_blocking(move || install.output()).await?;
         let made = made.context("MariaDB cannot be run: deploy/install-services slurm installs it")?;
         ensure!(made.status.success(), "mariadb-install-db: {}", String::from_utf8_lossy(&made.stderr));
         let mut command = self.home.command(program("mariadbd"));
+        command.env("TMPDIR", &temporary);
         command.args(["--no-defaults", "--bind-address=127.0.0.1", "--innodb-lock-wait-timeout=900"]);
         command.args([format!("--datadir={data}"), format!("--socket={socket}")]);
         command.args([format!("--port={}", self.ports.mariadb), "--innodb-buffer-pool-size=64M".to_owned()]);
@@ -545,7 +549,15 @@ impl Drop for Slurm {
             std::thread::sleep(Duration::from_millis(20));
         }
         for controller in [FREEZER, MEMORY] {
-            remove_groups(&Path::new(controller).join(format!("slurm_{}", self.node())));
+            let group = Path::new(controller).join(format!("slurm_{}", self.node()));
+            // The kernel lets go of those that were in it a moment after their end.
+            for _ in 0..100 {
+                remove_groups(&group);
+                if !group.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 }

@@ -40,7 +40,7 @@ impl CommandRig {
         let prefix = [trouble, &self.prefix].concat();
         let config: EngineConfig = serde_json::from_value(json!({
             "engine": "command", "preset": "slurm", "shared_dir": self.folder.path().join("attempts"),
-            "env": {"PATH": "/usr/bin:/bin", "SLURM_CONF": self.conf}, "prefix": prefix,
+            "env": {"PATH": "/usr/sbin:/usr/bin:/bin", "SLURM_CONF": self.conf}, "prefix": prefix,
             "exit_settles": "500ms", "poll_interval": "500ms", "kill_grace": "1s",
             "options": {"begin": {"argv": ["--begin={value}"], "pattern": "now[+][0-9]+[a-z]+"}},
         }))
