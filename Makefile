@@ -91,11 +91,14 @@ mutants:
 fuzz:
 	tests/fuzz/run $(or $(SECONDS),60)
 
-# The Slurm engine against Slurms of its own, as root; SLURM holds names of cases, such as SLURM="slurm::held".
+# The Slurm engine against Slurms of its own, as root: this machine's, and 24.11 out of a Debian 13 in $(SLURM_24_11), which the
+# first run installs there; SLURM holds names of cases, such as SLURM="slurm::held".
+SLURM_24_11 = $(CARGO_TARGET_DIR)/slurm-24.11
 test-slurm:
 	deploy/install-services slurm
+	tests/slurm-24.11/install $(SLURM_24_11)
 	cargo build --workspace --all-targets --locked
-	$(CARGO_TARGET_DIR)/debug/slurm --test-threads 8 $(SLURM)
+	JOBGATE_TEST_SLURM_24_11=$(abspath $(SLURM_24_11)) $(CARGO_TARGET_DIR)/debug/slurm --test-threads 8 $(SLURM)
 
 # The whole gateway on a Slurm that is broken again and again, as root; SIEGE holds how many jobs. `slurm calls` beside it counts
 # the calls a queue of 500 costs.
@@ -116,7 +119,7 @@ clean-services:
 	    folder=$${folder%/}; owner=$$(cat "$$folder/owner" 2>/dev/null || echo none); \
 	    [ ! -d "/proc/$$owner" ] || { echo "$$folder: its run (pid $$owner) goes on"; continue; }; \
 	    for process in /proc/[0-9]*; do \
-	        case $$(readlink "$$process/cwd" || true) in "$$folder"|"$$folder"/*) kill -9 "$${process#/proc/}" || true ;; esac; \
+	        case $$(readlink "$$process/cwd" || true) in *"$$folder"|*"$$folder"/*) kill -9 "$${process#/proc/}" || true ;; esac; \
 	    done; \
 	    rm -rf "$$folder"; echo "$$folder: removed"; \
 	done

@@ -21,6 +21,14 @@ pub const MANAGEMENT_URL: &str = "JOBGATE_TEST_MANAGEMENT_URL";
 /// `whole` for every cell of the crash matrix; otherwise a slice that passes each point once.
 const CRASH_MATRIX: &str = "JOBGATE_TEST_CRASH_MATRIX";
 
+/// A directory with a Debian 13 and its Slurm 24.11, as tests/slurm-24.11/install makes it.
+const SLURM_24_11: &str = "JOBGATE_TEST_SLURM_24_11";
+
+/// Where a Slurm 24.11 lies that can be run; `None` where none could be installed, which whoever asks has to say.
+pub fn slurm_24_11() -> Option<PathBuf> {
+    env::var_os(SLURM_24_11).map(PathBuf::from).filter(|root| root.join("usr/sbin/slurmctld").is_file())
+}
+
 /// Whether every cell of the crash matrix is asked for.
 pub fn whole_crash_matrix() -> Result<bool> {
     match env::var(CRASH_MATRIX).as_deref() {

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 pub use self::gridengine::GridEngine;
 pub use self::postgres::{Database, Postgres, Shutdown};
 pub use self::rabbitmq::{RabbitMq, Vhost};
-pub use self::slurm::{Accounting, Slurm};
+pub use self::slurm::{Accounting, Release, Slurm};
 use crate::process::{Account, LastWord, Managed};
 
 /// One server's folder and the account it runs under.

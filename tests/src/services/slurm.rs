@@ -1,8 +1,10 @@
 //! Slurm: a private cluster of one node, with its own munged and, if asked for, its own slurmdbd and MariaDB. Jobs run as
 //! an ordinary account, so the harness must be root; slurmrestd, which refuses root and Slurm's own account, as another.
+//! Munge and MariaDB are this machine's, whichever Slurm it is.
 
 use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,6 +45,28 @@ pub enum Accounting {
     Slurmdbd,
 }
 
+/// Which Slurm it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// What this machine has installed: Debian 12's 22.05.
+    Installed,
+    /// 24.11, of a Debian 13 in this directory.
+    Within(PathBuf),
+}
+
+/// Runs a program of another Debian: `ROOT FOLDER UID GID TEMPORARY PROGRAM…`. What it mounts is seen by itself and its
+/// children alone, and gone with the last of them. Accounts are this machine's. A change of account takes away what tells a child
+/// of its parent's death, so that is set last.
+const ENTER: &str = r#"
+root=$1 folder=$2 uid=$3 gid=$4 temporary=$5; shift 5
+mkdir -p "$root$temporary"
+for shared in /proc /dev /sys "$temporary"; do mount --rbind "$shared" "$root$shared"; done
+for file in /etc/passwd /etc/group /etc/hosts; do mount --bind "$file" "$root$file"; done
+cd "$root"
+exec chroot "$root" /usr/bin/env --chdir="$folder" PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    setpriv --pdeathsig=KILL --reuid="$uid" --regid="$gid" --clear-groups -- "$@"
+"#;
+
 /// A private cluster.
 #[derive(Debug)]
 pub struct Slurm {
@@ -57,6 +81,7 @@ pub struct Slurm {
     home: Home,
     ports: Ports,
     accounting: Accounting,
+    release: Release,
 }
 
 #[derive(Debug)]
@@ -70,7 +95,7 @@ struct Ports {
 
 impl Slurm {
     /// A new, empty, running cluster whose slurmctld forgets a job `min_job_age` after its end, at the soonest.
-    pub async fn start(accounting: Accounting, min_job_age: Duration) -> Result<Self> {
+    pub async fn start(release: Release, accounting: Accounting, min_job_age: Duration) -> Result<Self> {
         ensure!(getuid().is_root(), "a Slurm that runs jobs as other accounts must be started by root");
         let home = Home::create("root")?;
         let [ctld, d, dbd, mariadb, rest] =
@@ -93,6 +118,7 @@ impl Slurm {
             home,
             ports,
             accounting,
+            release,
         };
         slurm.secret("munge/key", "munge", 1024)?;
         slurm.secret("state/jwt.key", "slurm", 32)?;
@@ -131,9 +157,28 @@ impl Slurm {
     /// A command that prints a token of `{user}` that lives so long.
     pub fn token_command(&self, lifespan: Duration) -> Vec<String> {
         let conf = format!("SLURM_CONF={}", self.home.file("slurm.conf").display());
-        let lifespan = format!("lifespan={}", lifespan.as_secs());
-        let words = ["/usr/bin/env", &conf, "scontrol", "token", "username={user}", &lifespan];
-        words.map(str::to_owned).to_vec()
+        let mut words = vec!["/usr/bin/env".to_owned(), conf];
+        words.extend(self.within(None));
+        words.extend(["scontrol", "token", "username={user}"].map(str::to_owned));
+        words.push(format!("lifespan={}", lifespan.as_secs()));
+        words
+    }
+
+    /// Words to put before a program of this Slurm's, none where it is this machine's own.
+    pub fn prefix(&self) -> Vec<String> {
+        self.within(None)
+    }
+
+    fn within(&self, account: Option<Account>) -> Vec<String> {
+        let Release::Within(root) = &self.release else { return Vec::new() };
+        let (uid, gid) = account.map_or((0, 0), |Account { uid, gid }| (uid, gid));
+        let text = |path: &Path| path.display().to_string();
+        let mut words = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", ENTER, "sh"]
+            .map(str::to_owned)
+            .to_vec();
+        words.extend([text(root), text(self.home.path()), uid.to_string(), gid.to_string()]);
+        words.push(text(&std::env::temp_dir()));
+        words
     }
 
     /// Whether it follows processes that leave their parents.
@@ -143,12 +188,7 @@ impl Slurm {
 
     /// Runs a command of Slurm's as its administrator; what it printed.
     pub async fn command(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        let mut command = self.with_conf(program);
-        command.args(arguments);
-        let done = tokio::task::spawn_blocking(move || command.output()).await??;
-        let said = String::from_utf8_lossy(&done.stderr);
-        ensure!(done.status.success(), "{program} {arguments:?}: {said}");
-        Ok(String::from_utf8(done.stdout)?)
+        run(self.slurms(program, "root")?, arguments).await
     }
 
     /// `kill -9` of slurmctld: what it had not saved is lost.
@@ -182,9 +222,9 @@ impl Slurm {
     /// Starts slurmctld, again on the same state, and returns when it answers.
     pub async fn start_slurmctld(&mut self) -> Result<()> {
         ensure!(self.slurmctld.is_none(), "slurmctld runs already");
-        let mut command = self.with_conf("slurmctld");
+        let mut command = self.slurms("slurmctld", "slurm")?;
         command.arg("-D");
-        let slurmctld = self.spawn("slurmctld", &command, "slurm", LastWord::Kill)?;
+        let slurmctld = self.spawn_slurms("slurmctld", &command, "slurm")?;
         self.slurmctld = Some(slurmctld);
         self.answers("slurmctld answers", "scontrol", &["ping"], "is UP").await
     }
@@ -218,9 +258,9 @@ impl Slurm {
     pub async fn start_socket(&mut self) -> Result<String> {
         give(&self.home.file("rest"), JOBS)?;
         let url = format!("unix:{}", self.home.file("rest/socket").display());
-        let mut command = self.with_conf("slurmrestd");
-        command.args(["-a", "rest_auth/local", "-s", "openapi/v0.0.38", &url]);
-        self.socket_restd = Some(self.spawn("slurmrestd-socket", &command, JOBS, LastWord::Kill)?);
+        let mut command = self.slurms("slurmrestd", JOBS)?;
+        command.args(["-a", "rest_auth/local", "-s", self.plugins(Accounting::None), &url]);
+        self.socket_restd = Some(self.spawn_slurms("slurmrestd-socket", &command, JOBS)?);
         let socket = self.home.file("rest/socket");
         until("slurmrestd has made its socket", ANSWER, async || {
             std::os::unix::net::UnixStream::connect(&socket)?;
@@ -274,11 +314,15 @@ impl Slurm {
         let mut install = self.home.command("mariadb-install-db");
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         install.arg(format!("--datadir={data}"));
+        // A MariaDB that begins removes temporary tables of all whose directory for such it shares.
+        let temporary = self.home.file("my");
+        install.env("TMPDIR", &temporary);
         let mut install = guarded(&install, account("mysql")?, LastWord::Kill);
         let made = tokio::task::spawn_blocking(move || install.output()).await?;
         let made = made.context("MariaDB cannot be run: deploy/install-services slurm installs it")?;
         ensure!(made.status.success(), "mariadb-install-db: {}", String::from_utf8_lossy(&made.stderr));
         let mut command = self.home.command(program("mariadbd"));
+        command.env("TMPDIR", &temporary);
         command.args(["--no-defaults", "--bind-address=127.0.0.1", "--innodb-lock-wait-timeout=900"]);
         command.args([format!("--datadir={data}"), format!("--socket={socket}")]);
         command.args([format!("--port={}", self.ports.mariadb), "--innodb-buffer-pool-size=64M".to_owned()]);
@@ -288,36 +332,39 @@ impl Slurm {
              GRANT ALL ON slurm_acct.* TO slurm@'127.0.0.1'; GRANT ALL ON slurm_acct.* TO slurm@localhost;";
         let socket = format!("--socket={socket}");
         let ping = ["--no-defaults", socket.as_str(), "-uroot", "-e", "SELECT 'up'"];
-        self.answers("MariaDB answers", "mariadb", &ping, "up").await?;
-        self.command("mariadb", &["--no-defaults", &socket, "-uroot", "-e", sql]).await?;
+        let answers = async || run(self.home.command("mariadb"), &ping).await.map(drop);
+        until("MariaDB answers", START, answers).await.with_context(|| self.logs())?;
+        run(self.home.command("mariadb"), &["--no-defaults", &socket, "-uroot", "-e", sql]).await?;
         self.home.write("slurmdbd.conf", &self.dbd_configuration())?;
         let conf = self.home.file("slurmdbd.conf");
         hand_to(&conf, "slurm")?;
         fs::set_permissions(&conf, Permissions::from_mode(0o600))?;
-        let mut command = self.with_conf("slurmdbd");
+        let mut command = self.slurms("slurmdbd", "slurm")?;
         command.arg("-D");
-        self.slurmdbd = Some(self.spawn("slurmdbd", &command, "slurm", LastWord::Kill)?);
+        self.slurmdbd = Some(self.spawn_slurms("slurmdbd", &command, "slurm")?);
         let port = self.ports.dbd;
         until("slurmdbd listens", START, async || listens(port)).await.with_context(|| self.logs())?;
         self.command("sacctmgr", &["-i", "add", "cluster", "jobgate"]).await.map(drop)
     }
 
     async fn start_slurmd(&mut self) -> Result<()> {
-        let mut command = self.with_conf("slurmd");
+        let mut command = self.slurms("slurmd", "root")?;
         command.args(["-D", "-N", &self.node()]);
-        self.slurmd = Some(self.spawn("slurmd", &command, "root", LastWord::Kill)?);
+        self.slurmd = Some(self.spawn_slurms("slurmd", &command, "root")?);
         self.answers("the node is idle", "sinfo", &["-h", "-o", "%T"], "idle").await
     }
 
     async fn start_restd(&mut self) -> Result<()> {
-        let mut command = self.with_conf("slurmrestd");
-        let plugins = match self.accounting {
-            Accounting::None => "openapi/v0.0.38",
-            Accounting::Slurmdbd => "openapi/v0.0.38,openapi/dbv0.0.38",
-        };
-        command.args(["-a", "rest_auth/jwt", "-s", plugins, &format!("127.0.0.1:{}", self.ports.rest)]);
+        let mut command = self.slurms("slurmrestd", REST)?;
+        command.args([
+            "-a",
+            "rest_auth/jwt",
+            "-s",
+            self.plugins(self.accounting),
+            &format!("127.0.0.1:{}", self.ports.rest),
+        ]);
         command.env("SLURM_JWT", "daemon");
-        self.restd = Some(self.spawn("slurmrestd", &command, REST, LastWord::Kill)?);
+        self.restd = Some(self.spawn_slurms("slurmrestd", &command, REST)?);
         let port = self.ports.rest;
         until("slurmrestd listens", ANSWER, async || listens(port)).await.with_context(|| self.logs())
     }
@@ -328,11 +375,38 @@ impl Slurm {
             .with_context(|| format!("{name} is missing: deploy/install-services slurm installs it"))
     }
 
-    fn with_conf(&self, name: &str) -> Command {
-        let mut command = self.home.command(program(name));
+    /// A daemon of this Slurm's; what it enters first, if there is such, is what changes the account.
+    fn spawn_slurms(&self, name: &str, command: &Command, as_who: &str) -> Result<Managed> {
+        let as_who = if self.release == Release::Installed { as_who } else { "root" };
+        self.spawn(name, command, as_who, LastWord::Kill)
+    }
+
+    /// A program of this Slurm's, which is to run as an account.
+    fn slurms(&self, name: &str, as_who: &str) -> Result<Command> {
+        let words = self.within(account(as_who)?);
+        let mut command = match words.split_first() {
+            None => self.home.command(program(name)),
+            Some((enter, words)) => {
+                let mut command = self.home.command(enter);
+                command.args(words).arg(name);
+                command
+            }
+        };
         // A token in the environment would be taken for the way to speak to every daemon.
         command.env("SLURM_CONF", self.home.file("slurm.conf")).env_remove("SLURM_JWT");
-        command
+        // Not everywhere may a process leave what it shares with nobody.
+        command.env("SLURMRESTD_SECURITY", "disable_unshare_sysv,disable_unshare_files");
+        Ok(command)
+    }
+
+    /// What slurmrestd is to serve.
+    fn plugins(&self, accounting: Accounting) -> &'static str {
+        match (&self.release, accounting) {
+            (Release::Installed, Accounting::None) => "openapi/v0.0.38",
+            (Release::Installed, Accounting::Slurmdbd) => "openapi/v0.0.38,openapi/dbv0.0.38",
+            (Release::Within(_), Accounting::None) => "openapi/slurmctld",
+            (Release::Within(_), Accounting::Slurmdbd) => "openapi/slurmctld,openapi/slurmdbd",
+        }
     }
 
     /// A name no other cluster on this host has: the kernel's groups of its jobs carry it.
@@ -378,7 +452,7 @@ SlurmctldPort={ctld}
 SlurmdPort={d}
 AuthType=auth/munge
 AuthInfo=socket={home}/munge/sock
-CryptoType=crypto/munge
+CredType=cred/munge
 AuthAltTypes=auth/jwt
 AuthAltParameters=jwt_key={home}/state/jwt.key
 StateSaveLocation={home}/state
@@ -387,9 +461,7 @@ SlurmctldPidFile={home}/state/slurmctld.pid
 SlurmdPidFile={home}/spool/slurmd.pid
 ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/{task}
-SwitchType=switch/none
 MpiDefault=none
-JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters={select}
 SchedulerType=sched/backfill
@@ -438,7 +510,13 @@ StorageLoc=slurm_acct
             format!("SLURM_CONF={}", self.home.file("slurm.conf").display()),
             format!("SLURMD_NODENAME={}", self.node()),
         ];
+        // 24.11's supervisors have no environment to be known by, but stay in the folder.
+        let home = self.home.path().as_os_str().as_bytes();
         let of_cluster = |pid: &u32| {
+            let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            if cwd.as_os_str().as_bytes().windows(home.len()).any(|part| part == home) {
+                return true;
+            }
             let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             env.split(|byte| *byte == 0).any(|v| marks.iter().any(|mark| v == mark.as_bytes()))
         };
@@ -457,6 +535,8 @@ impl Drop for Slurm {
             self.slurmd.take(),
             self.slurmctld.take(),
             self.slurmdbd.take(),
+            self.mariadb.take(),
+            self.munged.take(),
         ));
         for _ in 0..100 {
             let left = self.processes();
@@ -468,8 +548,28 @@ impl Drop for Slurm {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        remove_groups(&Path::new(FREEZER).join(format!("slurm_{}", self.node())));
+        for controller in [FREEZER, MEMORY] {
+            let group = Path::new(controller).join(format!("slurm_{}", self.node()));
+            // The kernel lets go of those that were in it a moment after their end.
+            for _ in 0..100 {
+                remove_groups(&group);
+                if !group.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
     }
+}
+
+/// What a command that is to succeed printed.
+async fn run(mut command: Command, arguments: &[&str]) -> Result<String> {
+    command.args(arguments);
+    let program = command.get_program().to_owned();
+    let done = tokio::task::spawn_blocking(move || command.output()).await??;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.success(), "{} {arguments:?}: {said}", program.display());
+    Ok(String::from_utf8(done.stdout)?)
 }
 
 /// A kernel's group can be removed once those in it are.

@@ -22,6 +22,8 @@ use tempfile::TempDir;
 pub(crate) struct CommandRig {
     folder: TempDir,
     conf: PathBuf,
+    /// What stands before every command.
+    prefix: Vec<String>,
     ends_strays: bool,
 }
 
@@ -29,7 +31,7 @@ impl CommandRig {
     pub(crate) fn new(slurm: &Slurm) -> Self {
         let folder = folder();
         fs::create_dir(folder.path().join("attempts")).expect("a folder");
-        Self { folder, conf: slurm.conf(), ends_strays: slurm.ends_strays() }
+        Self { folder, conf: slurm.conf(), prefix: slurm.prefix(), ends_strays: slurm.ends_strays() }
     }
 }
 
@@ -40,10 +42,11 @@ impl CommandRig {
         serde_json::from_value::<EngineConfig>(config).expect("a configuration").capabilities()
     }
 
-    fn engine_behind(&self, prefix: &[String]) -> Arc<dyn Engine> {
+    fn engine_behind(&self, trouble: &[String]) -> Arc<dyn Engine> {
+        let prefix = [trouble, &self.prefix].concat();
         let config: EngineConfig = serde_json::from_value(json!({
             "engine": "command", "preset": "slurm", "shared_dir": self.folder.path().join("attempts"),
-            "env": {"PATH": "/usr/bin:/bin", "SLURM_CONF": self.conf}, "prefix": prefix,
+            "env": {"PATH": "/usr/sbin:/usr/bin:/bin", "SLURM_CONF": self.conf}, "prefix": prefix,
             "exit_settles": "500ms", "poll_interval": "500ms", "kill_grace": "1s",
             "options": {"begin": {"argv": ["--begin={value}"], "pattern": "now[+][0-9]+[a-z]+"}},
         }))

@@ -1,5 +1,6 @@
 //! What stands around the engine under test: a cluster many cases share, and a folder per case that jobs can write to.
 
+use crate::Tried;
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -8,7 +9,7 @@ use axum::{
 };
 use futures::stream;
 use jobgate_shared::supervise::Tasks;
-use jobgate_tests::services::{Accounting, Slurm};
+use jobgate_tests::services::{Accounting, Release, Slurm};
 use jobgate_worker::{
     engine::{Capabilities, Engine, ToCreate},
     engines::{
@@ -29,18 +30,22 @@ use tempfile::TempDir;
 
 /// A cluster that is started when it is first needed.
 pub(crate) struct Cluster {
-    accounting: Accounting,
+    release: Release,
+    pub(crate) accounting: Accounting,
     slurm: Mutex<Option<Arc<Slurm>>>,
 }
 
 impl Cluster {
-    pub(crate) fn new(accounting: Accounting) -> Self {
-        Self { accounting, slurm: Mutex::new(None) }
+    pub(crate) fn new(release: Release, accounting: Accounting) -> Self {
+        Self { release, accounting, slurm: Mutex::new(None) }
     }
 
     pub(crate) fn slurm(&self) -> Arc<Slurm> {
         let mut slurm = self.slurm.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = || Arc::new(crate::block_on(crate::own(self.accounting, Duration::from_mins(10))));
+        let start = || {
+            let begun = Slurm::start(self.release.clone(), self.accounting, Duration::from_mins(10));
+            Arc::new(crate::block_on(begun).expect("a Slurm"))
+        };
         slurm.get_or_insert_with(start).clone()
     }
 }
@@ -93,11 +98,12 @@ pub(crate) struct SlurmRig {
 
 impl SlurmRig {
     /// What engines of such settings declare, `log_dir` or none.
-    pub(crate) fn declares(log_dir: Option<&str>) -> Capabilities {
-        SlurmConfig { log_dir: log_dir.map(Into::into), ..SlurmConfig::default() }.capabilities()
+    pub(crate) fn declares(tried: &Tried, log_dir: Option<&str>) -> Capabilities {
+        let (log_dir, warns_on_cancel) = (log_dir.map(Into::into), tried.warns_on_cancel());
+        SlurmConfig { log_dir, warns_on_cancel, ..SlurmConfig::default() }.capabilities()
     }
 
-    pub(crate) fn new(slurm: &Slurm, accounting: Accounting) -> Self {
+    pub(crate) fn new(tried: &Tried, slurm: &Slurm, accounting: Accounting) -> Self {
         let folder = folder();
         let logs = folder.path().join("logs");
         fs::create_dir(&logs).expect("a folder");
@@ -108,6 +114,10 @@ impl SlurmRig {
             token_command: Some(slurm.token_command(Duration::from_mins(30))),
             log_dir: Some(logs),
             slurmdb: accounting == Accounting::Slurmdbd,
+            warns_on_cancel: tried.warns_on_cancel(),
+            api_versions: tried
+                .api
+                .map_or(SlurmConfig::default().api_versions, |version| vec![version.to_owned()]),
             ..SlurmConfig::default()
         };
         Self { folder, config, ends_strays: slurm.ends_strays() }

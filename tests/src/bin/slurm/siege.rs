@@ -11,7 +11,7 @@ use jobgate_shared::clock;
 use jobgate_tests::{
     gateway::{Client, Ledger, Role, Site},
     scrape::Scrape,
-    services::{Accounting, Postgres, RabbitMq, Slurm},
+    services::{Accounting, Postgres, RabbitMq, Release, Slurm},
     wait::until,
 };
 use serde_json::Value;
@@ -71,7 +71,7 @@ struct Field {
 
 impl Field {
     async fn start(workers: usize) -> Result<Self> {
-        let slurm = Slurm::start(Accounting::None, MIN_JOB_AGE).await?;
+        let slurm = Slurm::start(Release::Installed, Accounting::None, MIN_JOB_AGE).await?;
         let (database, broker) = (Postgres::start().await?, RabbitMq::start().await?);
         let (db, vhost, folder) = (database.database().await?, broker.vhost().await?, folder());
         let mut site = Site::distributed(&configuration(&slurm, folder.path()), db.url(), vhost.url())?;

@@ -66,6 +66,9 @@ pub struct SlurmConfig {
     pub max_script_bytes: u64,
     /// slurmdbd is asked for jobs slurmctld has forgotten; slurmrestd must serve it. Default: false.
     pub slurmdb: bool,
+    /// Slurm tells a batch script of its job's cancel, before it kills what is left: 24.11 does, 22.05 does not. Declared,
+    /// not asked for. Default: false.
+    pub warns_on_cancel: bool,
     /// How often a worker looks, `100ms` to `10m`. Default: `2s`.
     pub poll_interval: Period<100, 600_000>,
 }
@@ -106,6 +109,7 @@ impl Default for SlurmConfig {
             max_nodes: 1,
             max_script_bytes: 4 << 20,
             slurmdb: false,
+            warns_on_cancel: false,
             poll_interval: Period::new(Duration::from_secs(2)),
         }
     }
@@ -231,7 +235,7 @@ impl EngineSettings for SlurmConfig {
             memory_limits: MemoryLimits::Told,
             time_limits: TimeLimits::ByEngine,
             // Slurm tells the steps of a job, and not its batch script: that is killed.
-            warns_on_cancel: false,
+            warns_on_cancel: self.warns_on_cancel,
             logs: self.log_dir.is_some(),
             poll_interval: *self.poll_interval,
         }

@@ -6,7 +6,8 @@
 //!
 //! The script waits for the command and leaves its exit code in a file beside the output, since slurmctld forgets jobs within
 //! minutes and slurmdbd cannot be believed (see [`super::state`]). It outlives the signals Slurm sends to the whole job, so
-//! that a command which takes its time to end has all the time Slurm gives.
+//! that a command which takes its time to end has all the time Slurm gives; and it passes on the SIGTERM that newer Slurms send to
+//! the batch script alone before they kill.
 
 use super::config::{DEFAULT_PATH, OPTIONS, SlurmConfig};
 use crate::engine::ToCreate;
@@ -54,6 +55,31 @@ if ! (set -C; : >"$legacy.start") 2>/dev/null; then
         rm -f "$legacy.$$"
     fi
     exit 125
+fi
+"#;
+
+/// Waits for the command in the background, since a shell that waits for one in the foreground heeds no signal meanwhile, and
+/// tells it of a SIGTERM. What a shell begins in the background ignores SIGINT and SIGQUIT, which only an `env` that can undo it
+/// makes good; where it cannot, the command is not told. A wait that a signal broke off is taken up again, unless the command
+/// was waited for already, which 127 says then.
+const RUN: &str = r#"
+if env --default-signal=INT,QUIT true 2>/dev/null; then
+    own=--default-signal=INT,QUIT
+    begin &
+    command=$! code='' again=1
+    trap "signal='{SIGNALED}' again=1"'; kill -TERM "$command" 2>/dev/null' TERM
+    trap 'again=1' HUP INT QUIT USR1 USR2 XCPU
+    [ -z "$signal" ] || kill -TERM "$command" 2>/dev/null
+    while [ -n "$again" ]; do
+        again=
+        wait "$command"
+        now=$?
+        [ -n "$code" ] && [ "$now" -eq 127 ] || code=$now
+    done
+else
+    own=
+    (begin)
+    code=$?
 fi
 "#;
 
@@ -105,11 +131,11 @@ pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>
         Some(dir) => (quote(dir), quote(&format!("{dir}: cannot be entered"))),
         None => ("\"$scratch\"".to_owned(), quote("its directory cannot be entered")),
     };
-    line("(");
+    line("begin() {");
     line(&format!("cd {dir} || {{ echo {missing} >\"$scratch/why\"; exit 127; }}"));
     let program = spec.command.first().map_or("", String::as_str);
     line(&format!("look {} {}", quote(program), quote(env.get("PATH").copied().unwrap_or(DEFAULT_PATH))));
-    line("exec env \\");
+    line("exec env $own \\");
     for (name, value) in &env {
         line(&format!("{name}={} \\", quote(value)));
     }
@@ -120,8 +146,8 @@ pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>
         line("\"$scratch/script\" \\");
     }
     line(&format!("<{input}"));
-    line(")");
-    line("code=$?");
+    line("}");
+    line(&RUN.replace("{SIGNALED}", SIGNALED));
     if legacy.is_some() {
         line(
             "umask 022 && { echo \"$code$signal\"; cat \"$scratch/why\" 2>/dev/null; true; } >\"$legacy.new\" && mv \"$legacy.new\" \"$legacy\"",

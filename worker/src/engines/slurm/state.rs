@@ -142,12 +142,11 @@ impl JobRecord {
         }
     }
 
-    /// Exit code and words for an end. slurmdbd's exit code is not believed: v0.0.38 tells success of an exit with 7.
+    /// Exit code and words for an end. A failure's code of 0 is none: slurmdbd's v0.0.38 tells success of an exit with 7.
     fn end(&self, ending: Ending, legacy: Option<&Legacy>) -> (Option<i32>, Option<String>) {
         let (exit, why) = match legacy {
             Some(Legacy::Exit { code, why, .. }) => (Some(Exit::Code(*code)), why.clone()),
             Some(Legacy::BegunAgain) => (None, None),
-            None if self.job_state.is_empty() => (None, None),
             None => (self.exit_code, None),
         };
         match ending {
@@ -168,8 +167,8 @@ impl JobRecord {
 /// The code of an exit, and words for it.
 fn told(exit: Option<Exit>) -> (Option<i32>, Option<String>) {
     match exit {
-        // A failure without a code has its reason in Slurm.
-        None | Some(Exit::Code(0)) => (None, None),
+        // A failure without a code has its reason in Slurm; what no kernel has for a signal says that memory was too little.
+        None | Some(Exit::Code(0) | Exit::Signal(65..)) => (None, None),
         // What slurmstepd sets when it cannot open the output of a job.
         Some(Exit::Signal(53)) => (None, Some("its output or directory could not be opened".to_owned())),
         Some(Exit::Signal(signal)) => (None, Some(format!("killed by signal {signal}"))),
@@ -230,6 +229,7 @@ pub(super) enum Fault {
 enum Kind {
     Unknown,
     Over,
+    NotBelieved,
     Away,
     Refused,
     NotNow,
@@ -238,17 +238,18 @@ enum Kind {
 /// Error numbers that say something of their own, in the order of their numbers. Of what is not here, 2000 to 2999 (what
 /// slurmctld finds wrong with a request) and 9000 to 9999 (what slurmrestd cannot read) are refusals; the rest, among them
 /// -1 and all that concerns reaching slurmctld, is no answer.
-const ERRORS: [(i64, Kind); 10] = [
-    (11, Kind::NotNow),    // slurmctld holds as many jobs as it may
-    (2016, Kind::Away),    // nodes busy
-    (2017, Kind::Unknown), // invalid job id
-    (2020, Kind::Away),    // in transition, no update
-    (2021, Kind::Over),    // already done
-    (2022, Kind::Away),    // interconnect failure
-    (2027, Kind::Away),    // slurmctld in standby
-    (2050, Kind::NotNow),  // a limit of its account or QOS, mostly on jobs submitted
-    (2084, Kind::Over),    // job finished
-    (9003, Kind::Unknown), // empty answer of slurmdbd, over HTTP 200
+const ERRORS: [(i64, Kind); 11] = [
+    (11, Kind::NotNow),        // slurmctld holds as many jobs as it may
+    (1007, Kind::NotBelieved), // a token slurmctld does not believe, since v0.0.40; before, -1 says it
+    (2016, Kind::Away),        // nodes busy
+    (2017, Kind::Unknown),     // invalid job id
+    (2020, Kind::Away),        // in transition, no update
+    (2021, Kind::Over),        // already done
+    (2022, Kind::Away),        // interconnect failure
+    (2027, Kind::Away),        // slurmctld in standby
+    (2050, Kind::NotNow),      // a limit of its account or QOS, mostly on jobs submitted
+    (2084, Kind::Over),        // job finished
+    (9003, Kind::Unknown),     // empty answer of slurmdbd, over HTTP 200
 ];
 
 /// Notes on a request that was done: a job is held, or cannot run at present.
@@ -281,22 +282,24 @@ impl ErrorEntry {
 impl Answer {
     /// Whether it may mean that a token is not believed: slurmctld is asked with it, and what it thinks of it is not told apart.
     pub(super) fn doubts_who_asks(&self) -> bool {
-        self.errors.iter().any(|entry| matches!(entry.error_number, Some(-1 | 1007 | 5005)))
+        self.faults().iter().any(|entry| matches!(entry.error_number, Some(-1 | 1007 | 5005)))
     }
 
     /// Whether it is a success: by its status and what stands in it, since errors come over 200 and notes over 500.
     pub(super) fn judged(self, status: u16) -> Result<Self, Fault> {
-        let errors: Vec<&ErrorEntry> = self.errors.iter().filter(|entry| !entry.is_note()).collect();
+        let all = self.faults();
+        let errors: Vec<&ErrorEntry> = all.iter().filter(|entry| !entry.is_note()).collect();
         // An entry without a number only explains the next.
         let decisive = errors.iter().find(|entry| entry.error_number.is_some()).or(errors.first());
         let text = || errors.iter().map(|entry| entry.text()).collect::<Vec<_>>().join(", ");
         match decisive {
-            None if (200..300).contains(&status) || !self.errors.is_empty() => Ok(self),
+            None if (200..300).contains(&status) || !all.is_empty() => Ok(self),
             None if status == 404 => Err(Fault::Unknown),
             None => Err(Fault::Away(anyhow::anyhow!("slurmrestd answered with status {status}"))),
             Some(entry) => Err(match entry.kind() {
                 Kind::Unknown => Fault::Unknown,
                 Kind::Over => Fault::Over,
+                Kind::NotBelieved => Fault::NotBelieved(anyhow::anyhow!("Slurm: {}", text())),
                 Kind::Refused => Fault::Refused(format!("Slurm: {}", text())),
                 Kind::NotNow => Fault::NotNow(format!("Slurm: {}", text())),
                 Kind::Away => Fault::Away(anyhow::anyhow!("Slurm: {}", text())),

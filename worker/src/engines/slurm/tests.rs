@@ -120,6 +120,13 @@ fn every_end_of_slurms_is_one_of_ours() {
         ("TIMEOUT", "TimeLimit", 15, (Ending::TimedOut, None), "time limit"),
         ("DEADLINE", "DeadLine", 0, (Ending::TimedOut, None), "deadline"),
         ("OUT_OF_MEMORY", "OutOfMemory", 125 << 8, (Ending::Failed, Some(125)), "out of memory"),
+        (
+            "OUT_OF_MEMORY",
+            "OutOfMemory",
+            125,
+            (Ending::Failed, None),
+            "out of memory; Slurm says OutOfMemory",
+        ),
         ("NODE_FAIL", "NodeDown", 0, (Ending::Lost, None), "node"),
         ("BOOT_FAIL", "None", 0, (Ending::Failed, None), "boot"),
         ("PREEMPTED", "None", 0, (Ending::Failed, None), "preempted"),
@@ -213,6 +220,8 @@ fn every_kind_of_error_means_one_thing() {
         (500, json!([{"error_code": 1800, "error": "Unable to contact slurm controller"}]), "away"),
         (200, json!([{"error_code": 5005, "error": "Zero Bytes were transmitted or received"}]), "away"),
         (503, json!([]), "away"),
+        (511, json!([{"error_number": 1007, "error": "Protocol authentication error"}]), "not believed"),
+        (500, json!([{"error_number": 1, "error": "Operation not permitted"}]), "away"),
         (500, json!([{"error_code": 2050, "error": "Job violates accounting/QOS policy"}]), "not now"),
         (500, json!([{"error_code": 11, "error": "Resource temporarily unavailable"}]), "not now"),
         (500, json!([{"error_code": 2000, "error": "Invalid partition name specified"}]), "refused"),
@@ -228,6 +237,24 @@ fn every_kind_of_error_means_one_thing() {
         ),
     ] {
         assert_eq!(judged(status, errors.clone()), meaning, "{status} {errors}");
+    }
+}
+
+/// As 24.11 says it to a cancel in v0.0.42, over HTTP 200.
+#[test]
+fn what_a_cancel_says_of_one_job_is_no_success() {
+    let judged = |code: i64, message: &str| {
+        let status = json!([{"error": {"string": message, "code": code, "message": message}, "step_id": "7",
+            "job_id": {"set": true, "infinite": false, "number": 7}, "federation": {"sibling": ""}}]);
+        let answer = json!({"status": status, "errors": [], "warnings": []});
+        serde_json::from_value::<Answer>(answer).unwrap().judged(200)
+    };
+    assert!(judged(0, "No error").is_ok());
+    assert!(matches!(judged(2017, "Invalid job id specified"), Err(Fault::Unknown)));
+    assert!(matches!(judged(2021, "Job/step already completing or completed"), Err(Fault::Over)));
+    match judged(2020, "Job can not be altered now, try again later") {
+        Err(Fault::Away(why)) => assert!(why.to_string().contains("can not be altered now"), "{why}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -285,8 +312,14 @@ fn run(job: &ToCreate) -> (String, String) {
     let text = script::render(&config(), job, Some(&legacy));
     assert!(!text.lines().any(|line| line.starts_with("#SBATCH")), "{text}");
     std::fs::write(&path, text).unwrap();
-    let output =
-        Command::new("/bin/sh").arg(&path).env_clear().env("PATH", "/usr/bin:/bin").output().unwrap();
+    // The run of all tests ignores signals.
+    let output = Command::new("/usr/bin/env")
+        .args(["--default-signal", "/bin/sh"])
+        .arg(&path)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .output()
+        .unwrap();
     (String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(legacy).unwrap())
 }
 
@@ -369,15 +402,16 @@ fn what_slurm_began_again_is_lost_unless_it_was_told_to_end() {
     assert!(matches!(state::sight_legacy(&Legacy::BegunAgain), Sighting::Gone { .. }));
 }
 
-#[test]
-fn an_exit_with_0_on_slurms_own_sigterm_leaves_word_of_the_signal() {
+/// Begins a job as Slurm would, sends what `tell` sends once the command has begun, and answers what the job left.
+fn told(command: &str, tell: impl FnOnce(rustix::process::Pid)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let (legacy, path, begun) = (dir.path().join("exit"), dir.path().join("batch"), dir.path().join("begun"));
     let mut job = job();
-    let script = format!("trap 'exit 0' TERM; echo > {}; while :; do sleep 0.01; done", begun.display());
+    let script = format!("{command}; echo > {}; while :; do sleep 0.01; done", begun.display());
     job.spec.command = ["sh", "-c", &script].map(str::to_owned).to_vec();
     std::fs::write(&path, script::render(&config(), &job, Some(&legacy))).unwrap();
-    let mut running = Command::new("/bin/sh")
+    let mut running = Command::new("/usr/bin/env")
+        .args(["--default-signal", "/bin/sh"])
         .arg(&path)
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
@@ -387,11 +421,41 @@ fn an_exit_with_0_on_slurms_own_sigterm_leaves_word_of_the_signal() {
     while !begun.exists() {
         std::thread::yield_now();
     }
-    // As Slurm does: to all of it.
-    let group = rustix::process::Pid::from_child(&running);
-    rustix::process::kill_process_group(group, rustix::process::Signal::TERM).unwrap();
-    assert!(running.wait().unwrap().success());
-    assert_eq!(std::fs::read_to_string(legacy).unwrap(), "0 after a signal\n");
+    tell(rustix::process::Pid::from_child(&running));
+    running.wait().unwrap();
+    std::fs::read_to_string(legacy).unwrap()
+}
+
+#[test]
+fn an_exit_with_0_on_slurms_own_sigterm_leaves_word_of_the_signal() {
+    use rustix::process::{Signal, kill_process_group};
+    // To all of it.
+    let left = told("trap 'exit 0' TERM", |job| kill_process_group(job, Signal::TERM).unwrap());
+    assert_eq!(left, "0 after a signal\n");
+}
+
+#[test]
+fn a_sigterm_to_the_batch_script_alone_reaches_the_command() {
+    use rustix::process::{Signal, kill_process};
+    let left = told("trap 'exit 7' TERM", |job| {
+        // Whatever else breaks off the wait for the command.
+        kill_process(job, Signal::USR1).unwrap();
+        kill_process(job, Signal::TERM).unwrap();
+    });
+    assert_eq!(left, "7 after a signal\n");
+    // A command that waits for longer than it is told to is waited for.
+    let left = told("trap 'sleep 0.3; exit 3' TERM", |job| kill_process(job, Signal::TERM).unwrap());
+    assert_eq!(left, "3 after a signal\n");
+}
+
+#[test]
+fn a_command_is_begun_without_ignored_signals() {
+    let mut job = job();
+    job.spec.command = ["grep", "SigIgn", "/proc/self/status"].map(str::to_owned).to_vec();
+    let told = run(&job).0;
+    let ignored = u64::from_str_radix(told.trim_start_matches("SigIgn:").trim(), 16).unwrap();
+    // SIGINT and SIGQUIT, which a shell has what it begins in the background ignore.
+    assert_eq!(ignored & 0b110, 0, "{told}");
 }
 
 #[test]

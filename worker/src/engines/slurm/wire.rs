@@ -22,6 +22,27 @@ pub(super) struct Answer {
     /// Of a submit.
     #[serde(deserialize_with = "number")]
     pub(super) job_id: Option<i64>,
+    /// Of a cancel, in v0.0.42: how each job took it. What went wrong with one stands here alone, over HTTP 200.
+    #[serde(deserialize_with = "or_default")]
+    pub(super) status: Vec<JobStatus>,
+}
+
+/// How one job took a cancel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct JobStatus {
+    #[serde(deserialize_with = "or_default")]
+    pub(super) error: StatusError,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct StatusError {
+    /// 0 is none.
+    #[serde(deserialize_with = "number")]
+    pub(super) code: Option<i64>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) message: String,
 }
 
 /// One error of an answer.
@@ -118,6 +139,18 @@ fn jobs<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Vec<JobRecord>>, D
         }
     }
     Ok(Some(ours))
+}
+
+impl Answer {
+    /// What it says went wrong, wherever its version says that.
+    pub(super) fn faults(&self) -> Vec<ErrorEntry> {
+        let of_jobs = self.status.iter().map(|status| ErrorEntry {
+            error_number: status.error.code.or(Some(0)),
+            error: status.error.message.clone(),
+            description: String::new(),
+        });
+        self.errors.iter().cloned().chain(of_jobs).collect()
+    }
 }
 
 impl JobRecord {
