@@ -414,6 +414,8 @@ fn an_outage_of_the_manager_ends_nothing_and_parks_the_cluster() {
     }
     assert_eq!(b.core.parked(), [(name(), "connection refused".to_owned())]);
     assert_eq!(b.core.room(b.now.since_start, 0, 10), 0);
+    b.now.since_start += Duration::from_mins(1);
+    assert_eq!(b.core.room(b.now.since_start, 0, 10), 1, "one that runs is no probe");
     b.step(Input::Answered(0, Ok(SLOW)));
     assert_eq!(b.core.room(b.now.since_start, 0, 10), 9);
 }
@@ -720,6 +722,11 @@ fn an_attempt_that_went_to_somebody_else_is_dropped_and_never_forgotten_at_the_e
     b.step(Input::Sighted(hold, Sighting::Seen(ended(Ending::Finished))));
     assert_eq!(b.step(Input::Lost(job.id)), []);
     assert_eq!(b.core.jobs(), 0);
+    let under_way = b.job();
+    b.grant(&under_way);
+    assert!(b.core.is_submitting(0));
+    b.step(Input::Lost(under_way.id));
+    assert!(!b.core.is_submitting(0));
 }
 
 #[test]
