@@ -65,7 +65,7 @@ pub enum ExitCodes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryLimits {
-    /// Nothing: nobody holds it to that. An engine that runs commands refuses to be asked.
+    /// Nothing: nobody holds it to that. An engine that runs commands on a worker's behalf refuses to be asked.
     None,
     /// It does not get it, and ends as its command then ends.
     Enforced,

@@ -97,6 +97,7 @@ pub async fn run(options: &Options) -> Result<Figures> {
     figures.note("events", total);
     figures.note("recorders killed", killed);
     figures.note("events a second, kills included", total / usize::try_from(took.as_secs().max(1))?);
+    ensure!(killed > 0, "it was over before a recorder was killed:\n{figures}");
     ensure!(wrong == 0, "{wrong} rows ended otherwise than their events:\n{figures}");
     let deadlocks = ground.site.said("deadlock")?;
     ensure!(deadlocks == 0, "{deadlocks} deadlocks surfaced:\n{figures}");

@@ -46,14 +46,16 @@ pub async fn run(options: &Options) -> Result<Figures> {
     let (workers, recorders) = (ground.start("worker", 2).await?, ground.start("recorder", 1).await?);
     let client = ground.site.client(&apis[0])?;
     let accepted = post_backlog(&client, "silence", 2 * options.jobs).await?;
-    until("as many run as there is room for", Duration::from_mins(2), async || {
+    // Amid their submission, so that claims, creates and records are under way.
+    until("half of those there is room for run", Duration::from_mins(2), async || {
         let running = client.depths().await?.get("RUNNING").copied().unwrap_or(0);
-        ensure!(running >= options.jobs as u64, "{running} run");
+        ensure!(running >= options.jobs as u64 / 2, "{running} run");
         Ok(())
     })
     .await?;
 
     link.set(Mode::Stall { up: true, down: true });
+    let caught = ground.begun()?.len();
     tokio::time::sleep(LEASE + Duration::from_secs(5)).await;
     let believed = ground.begun()?.len();
     tokio::time::sleep(Duration::from_secs(options.seconds).saturating_sub(LEASE)).await;
@@ -61,15 +63,18 @@ pub async fn run(options: &Options) -> Result<Figures> {
     ensure!(begun == believed, "{} were submitted while nobody could know whose they were", begun - believed);
     let stands = client.depths().await?;
     link.set(Mode::Pass);
-    let recorded = until("what ended meanwhile is recorded", RECORDED, async || {
-        let finished = client.depths().await?.get("FINISHED").copied().unwrap_or(0);
-        ensure!(finished >= options.jobs as u64, "{finished} have ended");
-        Ok(tokio::time::Instant::now())
-    });
     let back = tokio::time::Instant::now();
-    let recorded = recorded.await? - back;
+    until("what ended meanwhile is recorded", RECORDED, async || {
+        let finished = client.depths().await?.get("FINISHED").copied().unwrap_or(0);
+        ensure!(finished >= begun as u64, "{finished} of {begun} have ended");
+        Ok(())
+    })
+    .await?;
+    let recorded = back.elapsed();
 
     let mut figures = Figures::default();
+    figures
+        .note("had begun when it fell silent, and when leases had run out", format!("{caught}, {believed}"));
     figures.note("stood at the end of the silence", format!("{stands:?}"));
     figures.note("every end was recorded after its return, within", format!("{recorded:.1?}"));
     let rest = Duration::from_secs(2 * runs) + Duration::from_mins(2);

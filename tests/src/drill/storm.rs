@@ -63,11 +63,15 @@ pub async fn run(options: &Options) -> Result<Figures> {
     })
     .await?;
     let took = began.elapsed();
+    // What was delivered and not settled does not wait: only the end of its reader shows it.
+    drain(worker).await?;
+    let left = ground.vhost.queue_depth(QUEUE).await?;
+    ensure!(left == 0, "{left} messages were not settled");
     let mut figures = Figures::default();
     figures.note("jobs hinted that were over", hinted);
     figures.note("seen through by one worker in", format!("{took:.2?}"));
     ground.began_once(&accepted)?;
     publisher.close().await;
-    drain(worker.into_iter().chain(recorders).chain(apis)).await?;
+    drain(recorders.into_iter().chain(apis)).await?;
     Ok(figures)
 }

@@ -50,6 +50,8 @@ pub async fn run(options: &Options) -> Result<Figures> {
                 .await?;
         }
         let told = post_at(&clients, options.rate, minute).await;
+        let still = sqlx::query("-- still_there\nSELECT 1").execute(&mut holder).await;
+        still.context("the transaction was ended by somebody else")?;
         ensure!(told.others.is_empty(), "minute {passed}: {:?}", told.others);
         let dead: i64 = sqlx::query_scalar(DEAD).fetch_one(&mut looking).await?;
         let waits: Vec<f64> = sqlx::query_scalar(WAITS).fetch_one(&mut looking).await?;
@@ -66,7 +68,7 @@ pub async fn run(options: &Options) -> Result<Figures> {
         ensure!(p50 <= SLOWER * without, "claims have become {:.1} times as slow:\n{figures}", p50 / without);
         accepted.extend(told.accepted);
     }
-    holder.close().await.context("the transaction was ended by somebody else")?;
+    holder.close().await?;
     all_finished(&clients[0], accepted.len(), minute).await?;
     ground.began_once(&accepted)?;
     looking.close().await?;
