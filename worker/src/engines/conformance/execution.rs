@@ -206,7 +206,7 @@ pub(super) async fn a_cancel_ends_the_job_and_all_it_started(bench: Bench) {
 
 /// One that takes a moment to end by itself when it is told to is canceled, begun as `command` says; whether it had that moment.
 async fn heeds_a_cancel(bench: &Bench, command: &str) -> bool {
-    let polite = "trap 'sleep 0.3; echo > \"$SHARED/told\"; exit 0' TERM; echo > \"$SHARED/ready\"; \
+    let polite = "trap 'sleep 0.1; echo > \"$SHARED/told\"; exit 0' TERM; echo > \"$SHARED/ready\"; \
         while :; do sleep 0.01; done";
     let mut job = bench.job(command);
     job.spec.env.insert("POLITE".into(), polite.into());
