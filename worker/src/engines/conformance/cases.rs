@@ -99,6 +99,7 @@ cases! {
     }
     if |has| has.commands && has.warns_on_cancel, in None => {
         execution::canceled_it_is_told_and_canceled_even_if_it_then_ends_well,
+        execution::canceled_what_its_command_started_is_told_and_has_as_long_as_that_waits,
     }
     if |has| has.commands && !has.warns_on_cancel, in None => {
         execution::canceled_it_has_no_time_to_end_by_itself,

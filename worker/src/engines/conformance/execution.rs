@@ -204,23 +204,31 @@ pub(super) async fn a_cancel_ends_the_job_and_all_it_started(bench: Bench) {
     assert_eq!(bench.runs(made.tag()), 1);
 }
 
-/// One that takes a moment to end by itself when it is told to is canceled; whether it had that moment.
-async fn heeds_a_cancel(bench: &Bench) -> bool {
+/// One that takes a moment to end by itself when it is told to is canceled, begun as `command` says; whether it had that moment.
+async fn heeds_a_cancel(bench: &Bench, command: &str) -> bool {
     let polite = "trap 'sleep 0.1; echo > \"$SHARED/told\"; exit 0' TERM; echo > \"$SHARED/ready\"; \
         while :; do sleep 0.01; done";
-    let made = bench.run(bench.job(polite)).await;
+    let mut job = bench.job(command);
+    job.spec.env.insert("POLITE".into(), polite.into());
+    let made = bench.run(job).await;
     bench.file("ready").await;
     bench.cancel(&made).await;
     bench.ends(&made, Ending::Canceled).await;
     bench.rig.shared_dir().join("told").exists()
 }
 
+const ITSELF: &str = "eval \"$POLITE\"";
+
 pub(super) async fn canceled_it_is_told_and_canceled_even_if_it_then_ends_well(bench: Bench) {
-    assert!(heeds_a_cancel(&bench).await);
+    assert!(heeds_a_cancel(&bench, ITSELF).await);
+}
+
+pub(super) async fn canceled_what_its_command_started_is_told_and_has_as_long_as_that_waits(bench: Bench) {
+    assert!(heeds_a_cancel(&bench, "trap : TERM; sh -c \"$POLITE\"; exit 0").await);
 }
 
 pub(super) async fn canceled_it_has_no_time_to_end_by_itself(bench: Bench) {
-    assert!(!heeds_a_cancel(&bench).await, "it had, which is more than was declared");
+    assert!(!heeds_a_cancel(&bench, ITSELF).await, "it had, which is more than was declared");
 }
 
 pub(super) async fn nothing_a_job_started_outlives_it(bench: Bench) {

@@ -66,8 +66,9 @@ pub struct SlurmConfig {
     pub max_script_bytes: u64,
     /// slurmdbd is asked for jobs slurmctld has forgotten; slurmrestd must serve it. Default: false.
     pub slurmdb: bool,
-    /// Slurm tells a batch script of its job's cancel, before it kills what is left: 24.11 does, 22.05 does not. Declared,
-    /// not asked for. Default: false.
+    /// Slurm tells a batch script of its job's cancel, before it kills what is left: 24.11 does, 22.05 does not; and all nodes
+    /// have an `env` that knows `--default-signal` (coreutils 8.31), without which the script cannot pass it on. Declared, not
+    /// asked for. Default: false.
     pub warns_on_cancel: bool,
     /// How often a worker looks, `100ms` to `10m`. Default: `2s`.
     pub poll_interval: Period<100, 600_000>,
@@ -234,7 +235,6 @@ impl EngineSettings for SlurmConfig {
             exit_codes: ExitCodes::Codes,
             memory_limits: MemoryLimits::Told,
             time_limits: TimeLimits::ByEngine,
-            // Slurm tells the steps of a job, and not its batch script: that is killed.
             warns_on_cancel: self.warns_on_cancel,
             logs: self.log_dir.is_some(),
             poll_interval: *self.poll_interval,

@@ -7,7 +7,7 @@
 //! The script waits for the command and leaves its exit code in a file beside the output, since slurmctld forgets jobs within
 //! minutes and slurmdbd cannot be believed (see [`super::state`]). It outlives the signals Slurm sends to the whole job, so
 //! that a command which takes its time to end has all the time Slurm gives; and it passes on the SIGTERM that newer Slurms send to
-//! the batch script alone before they kill.
+//! the batch script alone before they kill, to the command and what that started.
 
 use super::config::{DEFAULT_PATH, OPTIONS, SlurmConfig};
 use crate::engine::ToCreate;
@@ -60,22 +60,62 @@ fi
 
 /// Waits for the command in the background, since a shell that waits for one in the foreground heeds no signal meanwhile, and
 /// tells it of a SIGTERM. What a shell begins in the background ignores SIGINT and SIGQUIT, which only an `env` that can undo it
-/// makes good; where it cannot, the command is not told. A wait that a signal broke off is taken up again, unless the command
-/// was waited for already, which 127 says then.
+/// makes good; where it cannot, the command is not told.
+///
+/// Told is all that is in the script's group, which it leads under Slurm: a shell that waits for a program would die, and the
+/// program not know; and the command itself where it moved to another. (In this group its line in /proc names the script as its
+/// parent and as its group.) The script then stays until nothing is left in the group, since Slurm kills at once what it leaves.
+///
+/// A shell that was just forked has the traps of its parent still, and loses the signal that comes then: a file says that it
+/// came. A wait that a signal broke off is taken up again. It says 127 if the command was waited for already, which it cannot
+/// have been if the signal still met it; and bash says -1 if the command ended in the very moment of the signal and its code is
+/// lost.
 const RUN: &str = r#"
+heard() {
+    again=1
+    [ -n "$command" ] || return 1
+    kill -0 "$command" 2>/dev/null || { gone=1; return 1; }
+}
+tell() {
+    signal='{SIGNALED}'
+    echo 2>/dev/null >"$scratch/told"
+    heard || return 0
+    trap '' TERM
+    kill -s TERM -- "-$$" 2>/dev/null
+    { read -r stat <"/proc/$command/stat"; } 2>/dev/null || stat=
+    case ${stat##*)} in
+        " "?" $$ $$ "*) ;;
+        *) kill -s TERM "$command" 2>/dev/null ;;
+    esac
+    trap tell TERM
+}
+others() {
+    for other in /proc/[0-9]*; do
+        { read -r stat <"$other/stat"; } 2>/dev/null || continue
+        set -- "${other#/proc/}" ${stat##*)}
+        [ "$1" = "$$" ] || [ "$2" = Z ] || [ "$4" != "$$" ] || return 0
+    done
+    return 1
+}
+command=
+trap tell TERM
+[ -z "$signal" ] || tell
 if env --default-signal=INT,QUIT true 2>/dev/null; then
     own=--default-signal=INT,QUIT
+    trap heard HUP INT QUIT USR1 USR2 XCPU
     begin &
-    command=$! code='' again=1
-    trap "signal='{SIGNALED}' again=1"'; kill -TERM "$command" 2>/dev/null' TERM
-    trap 'again=1' HUP INT QUIT USR1 USR2 XCPU
-    [ -z "$signal" ] || kill -TERM "$command" 2>/dev/null
+    command=$! code='' gone='' again=1
+    [ -z "$signal" ] || tell
     while [ -n "$again" ]; do
         again=
         wait "$command"
         now=$?
-        [ -n "$code" ] && [ "$now" -eq 127 ] || code=$now
+        case $code,$now,$gone in
+            ?*,127,1|?*,-1,*) ;;
+            *) code=$now ;;
+        esac
     done
+    while [ -n "$signal" ] && others; do sleep 0.1; done
 else
     own=
     (begin)
@@ -132,6 +172,7 @@ pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>
         None => ("\"$scratch\"".to_owned(), quote("its directory cannot be entered")),
     };
     line("begin() {");
+    line("[ ! -e \"$scratch/told\" ] || exit 143");
     line(&format!("cd {dir} || {{ echo {missing} >\"$scratch/why\"; exit 127; }}"));
     let program = spec.command.first().map_or("", String::as_str);
     line(&format!("look {} {}", quote(program), quote(env.get("PATH").copied().unwrap_or(DEFAULT_PATH))));

@@ -12,8 +12,12 @@ use crate::{
     engines::EngineSettings as _,
 };
 use jobgate_shared::domain::{Ending, JobId, JobSpec, Observation, Project, SubmissionTag};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
-use std::{os::unix::process::CommandExt as _, process::Command};
+use std::{
+    os::unix::{fs::PermissionsExt, process::CommandExt as _},
+    process::Command,
+};
 
 fn config() -> SlurmConfig {
     SlurmConfig { user: Some("jane".into()), ..SlurmConfig::default() }
@@ -259,6 +263,29 @@ fn what_a_cancel_says_of_one_job_is_no_success() {
 }
 
 #[test]
+fn what_a_cancel_says_that_cannot_be_read_is_no_success() {
+    let read = |status: Value| serde_json::from_value::<Answer>(json!({"status": status, "errors": []})).ok();
+    for status in [json!({"error": {"code": 0}}), json!("done"), json!([null]), json!(["done"]), json!(0)] {
+        assert!(read(status.clone()).is_none(), "{status}");
+    }
+    for status in [
+        json!([{}]),
+        json!([{"error": null}]),
+        json!([{"error": "Invalid job id specified"}]),
+        json!([{"error": {"message": "No error"}}]),
+        json!([{"error": {"code": "0"}}]),
+        json!([{"error": {"code": {"set": false, "number": 0}}}]),
+        json!([{"error": {"code": 0}}, {"error": {}}]),
+    ] {
+        let judged = read(status.clone()).unwrap().judged(200);
+        assert!(matches!(judged, Err(Fault::Away(_))), "{status}: {judged:?}");
+    }
+    for status in [json!(null), json!([]), json!([{"error": {"code": 0}}])] {
+        assert!(read(status.clone()).unwrap().judged(200).is_ok(), "{status}");
+    }
+}
+
+#[test]
 fn a_request_has_the_shape_of_its_version_and_is_always_held() {
     let mut job = job();
     job.spec.resources.memory_mib = Some(100);
@@ -402,50 +429,125 @@ fn what_slurm_began_again_is_lost_unless_it_was_told_to_end() {
     assert!(matches!(state::sight_legacy(&Legacy::BegunAgain), Sighting::Gone { .. }));
 }
 
-/// Begins a job as Slurm would, sends what `tell` sends once the command has begun, and answers what the job left.
-fn told(command: &str, tell: impl FnOnce(rustix::process::Pid)) -> String {
-    let dir = tempfile::tempdir().unwrap();
-    let (legacy, path, begun) = (dir.path().join("exit"), dir.path().join("batch"), dir.path().join("begun"));
-    let mut job = job();
-    let script = format!("{command}; echo > {}; while :; do sleep 0.01; done", begun.display());
-    job.spec.command = ["sh", "-c", &script].map(str::to_owned).to_vec();
-    std::fs::write(&path, script::render(&config(), &job, Some(&legacy))).unwrap();
-    let mut running = Command::new("/usr/bin/env")
-        .args(["--default-signal", "/bin/sh"])
-        .arg(&path)
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .process_group(0)
-        .spawn()
-        .unwrap();
-    while !begun.exists() {
-        std::thread::yield_now();
+/// What a /bin/sh may be: dash here, and on many clusters bash, which is then as POSIX wants it.
+fn shells() -> Vec<&'static [&'static str]> {
+    let all: [&[&str]; 2] = [&["/bin/sh"], &["/bin/bash", "--posix"]];
+    all.into_iter().filter(|shell| std::path::Path::new(shell[0]).exists()).collect()
+}
+
+/// A job that begins under a shell as it would under Slurm, at the head of its process group. Its command finds the paths of
+/// two files in `BEGUN` and `HEARD`.
+struct Batch {
+    dir: tempfile::TempDir,
+    command: Command,
+}
+
+impl Batch {
+    fn new(shell: &[&str], script: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut job = job();
+        job.spec.command = ["sh", "-c", script].map(str::to_owned).to_vec();
+        for (name, file) in [("BEGUN", "begun"), ("HEARD", "heard")] {
+            job.spec.env.insert(name.into(), dir.path().join(file).to_str().unwrap().to_owned());
+        }
+        let path = dir.path().join("batch");
+        std::fs::write(&path, script::render(&config(), &job, Some(&dir.path().join("exit")))).unwrap();
+        let mut command = Command::new("/usr/bin/env");
+        // The run of all tests ignores signals.
+        command.arg("--default-signal").args(shell).arg(&path);
+        command.env_clear().env("PATH", "/usr/bin:/bin").process_group(0);
+        Self { dir, command }
     }
-    tell(rustix::process::Pid::from_child(&running));
-    running.wait().unwrap();
-    std::fs::read_to_string(legacy).unwrap()
+
+    /// What it left of its end, after `tell` sent what it sends, once the command says that it has begun.
+    fn told(&mut self, tell: impl Fn(Pid)) -> String {
+        let mut running = self.command.spawn().unwrap();
+        while self.file("begun").is_none() {
+            std::thread::yield_now();
+        }
+        tell(Pid::from_child(&running));
+        running.wait().unwrap();
+        self.file("exit").unwrap()
+    }
+
+    fn file(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.dir.path().join(name)).ok().filter(|text| text.ends_with('\n'))
+    }
+}
+
+/// Under every shell: what the job left, and what its command wrote down.
+fn told(script: &str, tell: impl Fn(Pid), left: &str, heard: Option<&str>) {
+    for shell in shells() {
+        let mut batch = Batch::new(shell, script);
+        assert_eq!(batch.told(&tell), left, "{script} under {shell:?}");
+        assert_eq!(batch.file("heard").as_deref(), heard, "{script} under {shell:?}");
+    }
+}
+
+const BEGUN: &str = "echo >\"$BEGUN\"; while :; do sleep 0.01; done";
+
+fn sigterm(job: Pid) {
+    kill_process(job, Signal::TERM).unwrap();
 }
 
 #[test]
 fn an_exit_with_0_on_slurms_own_sigterm_leaves_word_of_the_signal() {
-    use rustix::process::{Signal, kill_process_group};
-    // To all of it.
-    let left = told("trap 'exit 0' TERM", |job| kill_process_group(job, Signal::TERM).unwrap());
-    assert_eq!(left, "0 after a signal\n");
+    let to_all = |job| kill_process_group(job, Signal::TERM).unwrap();
+    told(&format!("trap 'sleep 0.1; exit 0' TERM; {BEGUN}"), to_all, "0 after a signal\n", None);
 }
 
 #[test]
-fn a_sigterm_to_the_batch_script_alone_reaches_the_command() {
-    use rustix::process::{Signal, kill_process};
-    let left = told("trap 'exit 7' TERM", |job| {
-        // Whatever else breaks off the wait for the command.
+fn a_sigterm_to_the_batch_script_alone_reaches_the_command_once() {
+    let also_broken_off = |job| {
         kill_process(job, Signal::USR1).unwrap();
-        kill_process(job, Signal::TERM).unwrap();
-    });
-    assert_eq!(left, "7 after a signal\n");
+        sigterm(job);
+    };
+    told(&format!("trap 'exit 7' TERM; {BEGUN}"), also_broken_off, "7 after a signal\n", None);
     // A command that waits for longer than it is told to is waited for.
-    let left = told("trap 'sleep 0.3; exit 3' TERM", |job| kill_process(job, Signal::TERM).unwrap());
-    assert_eq!(left, "3 after a signal\n");
+    told(&format!("trap 'sleep 0.3; exit 3' TERM; {BEGUN}"), sigterm, "3 after a signal\n", None);
+    let counts = "trap 'echo x >>\"$HEARD\"' TERM; echo >\"$BEGUN\"; \
+        until [ -s \"$HEARD\" ]; do sleep 0.01; done; sleep 0.2; exit 4";
+    told(counts, sigterm, "4 after a signal\n", Some("x\n"));
+}
+
+#[test]
+fn a_sigterm_reaches_what_the_command_started_and_that_has_its_time() {
+    let polite = format!(
+        "'trap \"sleep 0.3; echo told >\\\"\\$HEARD\\\"; exit 0\" TERM; {}'",
+        BEGUN.replace('\'', "")
+    );
+    // The shell that waits for it dies of the signal.
+    told(&format!("sh -c {polite}; exit 9"), sigterm, "143 after a signal\n", Some("told\n"));
+    // One that heeds the signal itself.
+    told(&format!("trap : TERM; sh -c {polite}; exit 9"), sigterm, "9 after a signal\n", Some("told\n"));
+    // A command that left the group is told, too.
+    told(&format!("exec setsid sh -c {polite}"), sigterm, "0 after a signal\n", Some("told\n"));
+}
+
+#[test]
+fn what_was_told_to_end_before_its_command_began_does_not_begin() {
+    for shell in shells() {
+        // Each is run by the script before that: at the latest it is told while the last one runs.
+        for early in ["mktemp", "env"] {
+            let mut batch = Batch::new(shell, "echo >\"$HEARD\"; exit 0");
+            let bin = batch.dir.path().join("bin");
+            std::fs::create_dir(&bin).unwrap();
+            let tells = format!("#!/bin/sh\nkill -TERM $PPID\nexec /usr/bin/{early} \"$@\"\n");
+            std::fs::write(bin.join(early), tells).unwrap();
+            std::fs::set_permissions(bin.join(early), PermissionsExt::from_mode(0o755)).unwrap();
+            batch.command.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+            batch.command.status().unwrap();
+            let left = (batch.file("exit"), batch.file("heard"));
+            assert_eq!(left, (Some("143 after a signal\n".into()), None), "{shell:?}, {early}");
+        }
+    }
+}
+
+#[test]
+fn an_exit_code_of_127_is_told_whatever_broke_off_the_wait() {
+    told(&format!("trap 'exit 127' TERM; {BEGUN}"), sigterm, "127 after a signal\n", None);
+    let usr1 = |job| kill_process(job, Signal::USR1).unwrap();
+    told("echo >\"$BEGUN\"; sleep 0.6; exit 127", usr1, "127\n", None);
 }
 
 #[test]

@@ -14,7 +14,7 @@ const OURS: &str = "jobgate-";
 #[serde(default)]
 pub(super) struct Answer {
     /// Of these nothing is overlooked: without them an answer would be a success.
-    #[serde(deserialize_with = "errors")]
+    #[serde(deserialize_with = "listed")]
     pub(super) errors: Vec<ErrorEntry>,
     /// `None` of an answer that lists none, which is no empty list.
     #[serde(deserialize_with = "jobs")]
@@ -22,8 +22,9 @@ pub(super) struct Answer {
     /// Of a submit.
     #[serde(deserialize_with = "number")]
     pub(super) job_id: Option<i64>,
-    /// Of a cancel, in v0.0.42: how each job took it. What went wrong with one stands here alone, over HTTP 200.
-    #[serde(deserialize_with = "or_default")]
+    /// Of a cancel, in v0.0.42: how each job took it. What went wrong with one stands here alone, over HTTP 200, so of these
+    /// nothing is overlooked either.
+    #[serde(deserialize_with = "listed")]
     pub(super) status: Vec<JobStatus>,
 }
 
@@ -38,7 +39,7 @@ pub(super) struct JobStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct StatusError {
-    /// 0 is none.
+    /// 0 is none; where it cannot be read, nothing is known to have been done.
     #[serde(deserialize_with = "number")]
     pub(super) code: Option<i64>,
     #[serde(deserialize_with = "or_default")]
@@ -122,7 +123,8 @@ pub(super) enum Exit {
     Signal(i32),
 }
 
-fn errors<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<ErrorEntry>, D::Error> {
+/// A list, which may be null; anything else is an error.
+fn listed<'de, D: Deserializer<'de>, T: Deserialize<'de>>(input: D) -> Result<Vec<T>, D::Error> {
     Ok(Option::deserialize(input)?.unwrap_or_default())
 }
 
@@ -145,7 +147,7 @@ impl Answer {
     /// What it says went wrong, wherever its version says that.
     pub(super) fn faults(&self) -> Vec<ErrorEntry> {
         let of_jobs = self.status.iter().map(|status| ErrorEntry {
-            error_number: status.error.code.or(Some(0)),
+            error_number: status.error.code,
             error: status.error.message.clone(),
             description: String::new(),
         });
