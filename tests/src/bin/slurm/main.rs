@@ -88,11 +88,6 @@ impl Tried {
     pub(crate) async fn own(&self, accounting: Accounting, min_job_age: Duration) -> Slurm {
         Slurm::start(self.release.clone(), accounting, min_job_age).await.expect("a Slurm")
     }
-
-    /// 22.05 tells the steps of a job, and not its batch script: that is killed.
-    pub(crate) fn warns_on_cancel(&self) -> bool {
-        self.release != Release::Installed
-    }
 }
 
 /// The conformance suite, on a cluster that is started by the first case that needs it, and ended when all are done.
@@ -101,7 +96,7 @@ fn conformance_of(name: &str, tried: &Tried, cluster: &Arc<Cluster>) -> Vec<Tria
         let (cluster, tried) = (cluster.clone(), tried.clone());
         of_case(name, case, move || SlurmRig::new(&tried, &cluster.slurm(), cluster.accounting))
     };
-    conformance::cases(&SlurmRig::declares(tried, Some("/")), &SET_UP).map(case).collect()
+    conformance::cases(&SlurmRig::declares(Some("/")), &SET_UP).map(case).collect()
 }
 
 /// The same where nothing is left of a job but what Slurm remembers.
@@ -111,7 +106,7 @@ fn conformance_without_logs(name: &str, tried: &Tried, cluster: &Arc<Cluster>) -
         let rig = move || SlurmRig::new(&tried, &cluster.slurm(), cluster.accounting).without_logs();
         of_case(&format!("{name}_without_logs"), case, rig)
     };
-    conformance::cases(&SlurmRig::declares(tried, None), &SET_UP).map(case).collect()
+    conformance::cases(&SlurmRig::declares(None), &SET_UP).map(case).collect()
 }
 
 fn conformance_of_commands(name: &str, cluster: &Arc<Cluster>) -> Vec<Trial> {

@@ -98,9 +98,8 @@ pub(crate) struct SlurmRig {
 
 impl SlurmRig {
     /// What engines of such settings declare, `log_dir` or none.
-    pub(crate) fn declares(tried: &Tried, log_dir: Option<&str>) -> Capabilities {
-        let (log_dir, warns_on_cancel) = (log_dir.map(Into::into), tried.warns_on_cancel());
-        SlurmConfig { log_dir, warns_on_cancel, ..SlurmConfig::default() }.capabilities()
+    pub(crate) fn declares(log_dir: Option<&str>) -> Capabilities {
+        SlurmConfig { log_dir: log_dir.map(Into::into), ..SlurmConfig::default() }.capabilities()
     }
 
     pub(crate) fn new(tried: &Tried, slurm: &Slurm, accounting: Accounting) -> Self {
@@ -114,7 +113,6 @@ impl SlurmRig {
             token_command: Some(slurm.token_command(Duration::from_mins(30))),
             log_dir: Some(logs),
             slurmdb: accounting == Accounting::Slurmdbd,
-            warns_on_cancel: tried.warns_on_cancel(),
             api_versions: tried
                 .api
                 .map_or(SlurmConfig::default().api_versions, |version| vec![version.to_owned()]),

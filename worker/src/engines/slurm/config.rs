@@ -66,10 +66,6 @@ pub struct SlurmConfig {
     pub max_script_bytes: u64,
     /// slurmdbd is asked for jobs slurmctld has forgotten; slurmrestd must serve it. Default: false.
     pub slurmdb: bool,
-    /// Slurm tells a batch script of its job's cancel, before it kills what is left: 24.11 does, 22.05 does not; and all nodes
-    /// have an `env` that knows `--default-signal` (coreutils 8.31), without which the script cannot pass it on. Declared, not
-    /// asked for. Default: false.
-    pub warns_on_cancel: bool,
     /// How often a worker looks, `100ms` to `10m`. Default: `2s`.
     pub poll_interval: Period<100, 600_000>,
 }
@@ -110,7 +106,6 @@ impl Default for SlurmConfig {
             max_nodes: 1,
             max_script_bytes: 4 << 20,
             slurmdb: false,
-            warns_on_cancel: false,
             poll_interval: Period::new(Duration::from_secs(2)),
         }
     }
@@ -235,7 +230,8 @@ impl EngineSettings for SlurmConfig {
             exit_codes: ExitCodes::Codes,
             memory_limits: MemoryLimits::Told,
             time_limits: TimeLimits::ByEngine,
-            warns_on_cancel: self.warns_on_cancel,
+            // By the batch script, which Slurm tells.
+            warns_on_cancel: true,
             logs: self.log_dir.is_some(),
             poll_interval: *self.poll_interval,
         }

@@ -6,7 +6,7 @@
 //!
 //! The script waits for the command and leaves its exit code in a file beside the output, since slurmctld forgets jobs within
 //! minutes and slurmdbd cannot be believed (see [`super::state`]). It outlives the signals Slurm sends to the whole job, so
-//! that a command which takes its time to end has all the time Slurm gives; and it passes on the SIGTERM that newer Slurms send to
+//! that a command which takes its time to end has all the time Slurm gives; and it passes on the SIGTERM that Slurm sends to
 //! the batch script alone before they kill, to the command and what that started.
 
 use super::config::{DEFAULT_PATH, OPTIONS, SlurmConfig};
