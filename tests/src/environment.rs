@@ -25,8 +25,9 @@ const CRASH_MATRIX: &str = "JOBGATE_TEST_CRASH_MATRIX";
 const SLURM_24_11: &str = "JOBGATE_TEST_SLURM_24_11";
 
 /// Where a Slurm 24.11 lies that can be run; `None` where none could be installed, which whoever asks has to say.
+/// `slurmctld` itself is a link that leads out of its directory.
 pub fn slurm_24_11() -> Option<PathBuf> {
-    env::var_os(SLURM_24_11).map(PathBuf::from).filter(|root| root.join("usr/sbin/slurmctld").is_file())
+    env::var_os(SLURM_24_11).map(PathBuf::from).filter(|root| root.join("usr/sbin/slurmctld-wlm").is_file())
 }
 
 /// Whether every cell of the crash matrix is asked for.
