@@ -1,7 +1,7 @@
 //! Status events, each told many times and all of them in any order, while recorders are killed: the rows end where the
 //! events end.
 
-use super::{Figures, Ground, drain, post_backlog};
+use super::{Figures, Ground, at_least_one, drain, post_backlog};
 use crate::wait::until;
 use anyhow::{Context as _, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -28,10 +28,10 @@ const RECORDED: Duration = Duration::from_mins(15);
 #[derive(Debug, Args)]
 pub struct Options {
     /// Jobs that events are about, five of each.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 20_000, value_parser = at_least_one::<usize>())]
     jobs: usize,
     /// How often each event is told.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = at_least_one::<usize>())]
     times: usize,
     /// Decides the order.
     #[arg(long, default_value_t = 1)]

@@ -1,6 +1,6 @@
 //! Very many workers begin at once on a long queue, and are killed and begin again, all together.
 
-use super::{Figures, Ground, all_finished, drain, post_backlog};
+use super::{Figures, Ground, all_finished, at_least_one, drain, post_backlog};
 use crate::{gateway::Client, wait::until};
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -14,10 +14,10 @@ const ALL_ENDED: Duration = Duration::from_mins(10);
 #[derive(Debug, Args)]
 pub struct Options {
     /// Workers.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = at_least_one::<usize>())]
     workers: usize,
     /// Jobs that wait for them.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 100_000, value_parser = at_least_one::<usize>())]
     jobs: usize,
 }
 

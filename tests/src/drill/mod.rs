@@ -21,6 +21,7 @@ use crate::{
     wait::until,
 };
 use anyhow::{Result, ensure};
+use clap::builder::RangedU64ValueParser;
 use futures::future::join_all;
 use jobgate_shared::{broker, supervise::Tasks};
 use serde_json::{Value, json};
@@ -31,6 +32,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+/// Reads a number of which a drill needs some: of nothing, whatever happens holds.
+fn at_least_one<T: TryFrom<u64> + Clone + Send + Sync + 'static>() -> RangedU64ValueParser<T> {
+    RangedU64ValueParser::new().range(1..)
+}
 
 /// What a drill found out, a line each.
 #[derive(Debug, Default)]

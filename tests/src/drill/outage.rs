@@ -1,6 +1,6 @@
 //! The broker is away while producers go on: every job is accepted, and all of them run once it is back.
 
-use super::{Figures, Ground, all_finished, drain, post_at};
+use super::{Figures, Ground, all_finished, at_least_one, drain, post_at};
 use anyhow::{Result, ensure};
 use clap::Args;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const DRAINED: Duration = Duration::from_mins(2);
 #[derive(Debug, Args)]
 pub struct Options {
     /// Posts a second.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = at_least_one::<u32>())]
     rate: u32,
     /// How long they go on.
     #[arg(long, default_value_t = 60)]

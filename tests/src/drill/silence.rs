@@ -1,7 +1,7 @@
 //! The database stays connected and says nothing: nothing new is submitted once claims cannot be believed any more, what
 //! runs goes on and ends, and every end is recorded once it speaks again.
 
-use super::{Figures, Ground, all_finished, drain, post_backlog};
+use super::{Figures, Ground, all_finished, at_least_one, drain, post_backlog};
 use crate::{
     proxy::{Damage, Link, Mode, Protocol},
     wait::until,
@@ -23,7 +23,7 @@ pub struct Options {
     #[arg(long, default_value_t = 600)]
     seconds: u64,
     /// Jobs that run, and as many that wait behind them.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = at_least_one::<usize>())]
     jobs: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Hints of jobs that are over, as a broker that redelivers for ever would tell them: how fast a worker sees that there is
 //! nothing to do.
 
-use super::{Figures, Ground, all_finished, drain, post_backlog};
+use super::{Figures, Ground, all_finished, at_least_one, drain, post_backlog};
 use crate::wait::until;
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -23,10 +23,10 @@ const WITHIN: Duration = Duration::from_mins(5);
 #[derive(Debug, Args)]
 pub struct Options {
     /// Jobs.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = at_least_one::<usize>())]
     jobs: usize,
     /// How often each is hinted once it is over.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = at_least_one::<usize>())]
     times: usize,
     /// Decides the order.
     #[arg(long, default_value_t = 1)]

@@ -1,7 +1,7 @@
 //! Somebody's transaction stays open on the gateway's database: rows die and cannot be cleaned away, and claims must not
 //! become slower for it.
 
-use super::{Figures, Ground, all_finished, drain, post_at};
+use super::{Figures, Ground, all_finished, at_least_one, drain, post_at};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use sqlx::{Connection as _, PgConnection};
@@ -11,7 +11,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 pub struct Options {
     /// Jobs a second.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = at_least_one::<u32>())]
     rate: u32,
     /// How long it stays open.
     #[arg(long, default_value_t = 60)]
