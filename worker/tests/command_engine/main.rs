@@ -19,7 +19,7 @@ use jobgate_worker::{
     engine::{ExitCodes, MemoryLimits},
     engines::conformance::{
         self, Rig as _, SetUp,
-        lie::{Lie, must_be_found},
+        lie::{Lie, find},
     },
 };
 use libtest_mimic::{Arguments, Trial};
@@ -46,15 +46,29 @@ fn main() -> ExitCode {
             }));
         }
     }
-    let lies: [(&str, Lie); 4] = [
-        ("signals_are_told_apart", |declared| declared.exit_codes = ExitCodes::CodesAndSignals),
-        ("a_memory_limit_is_held_to", |declared| declared.memory_limits = MemoryLimits::Enforced),
-        ("a_want_of_memory_is_told", |declared| declared.memory_limits = MemoryLimits::Told),
-        ("a_cancel_kills_at_once", |declared| declared.warns_on_cancel = false),
+    let not_told = "spec.resources.memory_mib: this cluster is not told of it";
+    let lies: [(&str, &str, Lie); 4] = [
+        (
+            "exit_codes_are_told_and_signals_apart_from_them",
+            "exit code 137: killed by signal 9",
+            |declared| {
+                declared.exit_codes = ExitCodes::CodesAndSignals;
+            },
+        ),
+        ("a_job_gets_no_more_memory_than_it_asked_for_and_ends_as_it_likes", not_told, |declared| {
+            declared.memory_limits = MemoryLimits::Enforced;
+        }),
+        ("a_job_that_outgrows_the_memory_it_asked_for_says_so", not_told, |declared| {
+            declared.memory_limits = MemoryLimits::Told;
+        }),
+        ("canceled_it_has_no_time_to_end_by_itself", "it had, which is more than was declared", |declared| {
+            declared.warns_on_cancel = false;
+        }),
     ];
-    for (name, lie) in lies {
-        trials.push(trial(format!("lies::{name}"), move || {
-            must_be_found(|| Arc::new(rig::CommandRig::new(rig::strict)), &[SetUp::Memory], lie);
+    for (case, words, lie) in lies {
+        trials.push(trial(format!("lies::{case}"), move || {
+            find(|| Arc::new(rig::CommandRig::new(rig::strict)), &[SetUp::Memory], lie)
+                .assert_is((case, words));
         }));
     }
     for (name, test) in hardship::TESTS {

@@ -14,6 +14,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -137,6 +138,12 @@ impl CommandRig {
         let jobs = fs::read_dir(self.scheduler().join("jobs")).into_iter().flatten().flatten();
         jobs.filter_map(|job| fs::read_to_string(job.path().join("supervisor")).ok()).collect()
     }
+
+    fn cancel_all(&self) {
+        for job in fs::read_dir(self.scheduler().join("jobs")).into_iter().flatten().flatten() {
+            fs::write(job.path().join("cancel"), "").ok();
+        }
+    }
 }
 
 impl Rig for CommandRig {
@@ -168,14 +175,14 @@ impl Drop for CommandRig {
         // A supervisor goes a moment after its job; one that stays has a job nobody ended.
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.supervisors().is_empty() {
-            if std::thread::panicking() || Instant::now() >= deadline {
-                for job in fs::read_dir(self.scheduler().join("jobs")).into_iter().flatten().flatten() {
-                    fs::write(job.path().join("cancel"), "").ok();
-                }
-                assert!(std::thread::panicking(), "left behind: {:?}", self.supervisors());
+            if thread::panicking() {
+                self.cancel_all();
+            }
+            if Instant::now() >= deadline {
+                assert!(thread::panicking(), "left behind: {:?}", self.supervisors());
                 return;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
     }
 }

@@ -13,6 +13,7 @@ use jobgate_worker::{
         noop::{NoopConfig, Unknown},
     },
 };
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     ffi::OsString,
     fs,
@@ -21,7 +22,8 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     sync::Arc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
@@ -97,19 +99,31 @@ impl LocalRig {
         ledger.lines().filter(|found| found.starts_with(&line)).count()
     }
 
-    /// Processes that were started with this spool's path: runners and their second stages.
-    fn runners(&self) -> Vec<String> {
+    /// Processes that were started with this spool's path, runners and their second stages, each with its command line.
+    fn runners(&self) -> Vec<(Pid, String)> {
         let spool = self.spool();
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains(&*spool.to_string_lossy()) {
-                found.push(format!("{}: {line}", entry.path().display()));
+        let command_line = |pid: Pid| {
+            let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_pid())).ok()?;
+            Some((pid, String::from_utf8_lossy(&line).replace('\0', " ")))
+        };
+        let lines = processes().into_iter().filter_map(command_line);
+        lines.filter(|(_, line)| line.contains(&*spool.to_string_lossy())).collect()
+    }
+
+    /// Kills every runner together with its job: all of the session it leads.
+    fn kill_all(&self) {
+        let runners: Vec<Pid> = self.runners().into_iter().map(|(pid, _)| pid).collect();
+        for pid in processes() {
+            if leader(pid).is_some_and(|leader| runners.contains(&leader)) {
+                kill_process(pid, Signal::KILL).ok();
             }
         }
-        found
     }
+}
+
+fn processes() -> Vec<Pid> {
+    let names = fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| Pid::from_raw(name.to_str()?.parse().ok()?)).collect()
 }
 
 impl Rig for LocalRig {
@@ -129,16 +143,29 @@ impl Rig for LocalRig {
 impl Drop for LocalRig {
     fn drop(&mut self) {
         // A runner goes a moment after the end it wrote; one that stays belongs to a job nobody ended.
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         loop {
+            if thread::panicking() {
+                self.kill_all();
+            }
             let left = self.runners();
-            if left.is_empty() || std::thread::panicking() {
+            if left.is_empty() {
                 return;
             }
-            assert!(std::time::Instant::now() < deadline, "left behind: {left:#?}");
-            std::thread::sleep(Duration::from_millis(5));
+            if Instant::now() >= deadline {
+                assert!(thread::panicking(), "left behind: {left:#?}");
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Who leads the session of a process. `getsid` panics for kernel threads, which have none.
+fn leader(pid: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    Pid::from_raw(after_name.split_whitespace().nth(3)?.parse().ok()?)
 }
 
 /// The engine that runs nothing: one instance that remembers in memory only, or any number over one state.
@@ -305,8 +332,8 @@ impl Worker {
 
     /// Kills it and all that is still in its process group, as if its host's service manager had no patience.
     pub(crate) fn kill_group(mut self) {
-        let group = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).expect("a group");
+        let group = Pid::from_child(&self.child);
+        kill_process_group(group, Signal::KILL).expect("a group");
         self.child.wait().expect("a child");
     }
 }
@@ -316,7 +343,7 @@ impl Drop for Worker {
         // Its standard input ends, so it does.
         drop(self.child.stdin.take());
         if self.child.wait().is_err() {
-            assert!(std::thread::panicking(), "a worker could not be waited for");
+            assert!(thread::panicking(), "a worker could not be waited for");
         }
     }
 }

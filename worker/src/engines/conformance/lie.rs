@@ -14,19 +14,40 @@ use std::{
 /// What is changed in a declaration.
 pub type Lie = fn(&mut Capabilities);
 
+/// What a case said of a lie.
+#[derive(Debug)]
+pub struct Finding {
+    /// The name of the case.
+    pub case: &'static str,
+    /// With which words it failed.
+    pub words: String,
+}
+
+impl Finding {
+    /// Panics if another case found the lie, or this one failed for another reason than the lie.
+    pub fn assert_is(&self, (case, words): (&str, &str)) {
+        assert!(self.case == case && self.words.contains(words), "{self:?} is not {case:?}: {words:?}");
+    }
+}
+
 /// Runs the cases a lie adds to those the truth asks for, each over a rig of its own, until one fails; panics if none does.
-pub fn must_be_found(rig: impl Fn() -> Arc<dyn Rig>, set_up: &[SetUp], lie: Lie) {
+pub fn find(rig: impl Fn() -> Arc<dyn Rig>, set_up: &[SetUp], lie: Lie) -> Finding {
     let truth = rig().engine().capabilities();
     let mut declared = truth.clone();
     lie(&mut declared);
     let added: Vec<_> = cases(&declared, set_up).filter(|case| !(case.applies)(&truth)).collect();
-    let found = added.iter().any(|case| {
+    let found = added.iter().find_map(|case| {
         let rig: Arc<dyn Rig> = Arc::new(LyingRig { rig: rig(), lie });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        catch_unwind(AssertUnwindSafe(|| runtime.block_on((case.run)(rig)))).is_err()
+        let panicked = catch_unwind(AssertUnwindSafe(|| runtime.block_on((case.run)(rig)))).err()?;
+        let words = match panicked.downcast::<String>() {
+            Ok(words) => *words,
+            Err(other) => other.downcast_ref::<&str>().map(ToString::to_string).unwrap_or_default(),
+        };
+        Some(Finding { case: case.name, words })
     });
     let names: Vec<_> = added.iter().map(|case| case.name).collect();
-    assert!(found, "none of {names:?} finds that this is not so: {declared:?}");
+    found.unwrap_or_else(|| panic!("none of {names:?} finds that this is not so: {declared:?}"))
 }
 
 struct LyingRig {
