@@ -6,7 +6,7 @@
 use super::{
     id::Identity,
     script::{BEGUN_AGAIN, SIGNALED},
-    state::Legacy,
+    state::ExitFile,
 };
 use crate::engines::beneath;
 use rustix::fs::{Mode, OFlags};
@@ -19,7 +19,7 @@ use std::{
 };
 
 /// What is read of an exit code and its words at most.
-const LEGACY_BYTES: u64 = 8 << 10;
+const EXIT_FILE_BYTES: u64 = 8 << 10;
 /// What is told of it.
 const WHY_CHARS: usize = 1000;
 
@@ -29,7 +29,7 @@ pub(super) struct Left {
     /// Its output was opened, which is the first thing a beginning does.
     pub(super) begun: bool,
     /// What it said of its end.
-    pub(super) legacy: Option<Legacy>,
+    pub(super) exit_file: Option<ExitFile>,
 }
 
 /// The log directory of one account.
@@ -62,14 +62,14 @@ impl Directory {
     /// What one job left.
     pub(super) fn left_by(&self, of: &Identity) -> io::Result<Left> {
         let begun = beneath::open_plain(&self.dir, &of.file("out"))?.is_some();
-        Ok(Left { begun, legacy: self.legacy(&of.legacy_file())? })
+        Ok(Left { begun, exit_file: self.exit_file(&of.exit_file())? })
     }
 
     /// What the script of a job left when its command had ended.
-    fn legacy(&self, name: &str) -> io::Result<Option<Legacy>> {
+    fn exit_file(&self, name: &str) -> io::Result<Option<ExitFile>> {
         let Some(file) = beneath::open_plain(&self.dir, name)? else { return Ok(None) };
         let mut text = Vec::new();
-        File::take(file, LEGACY_BYTES).read_to_end(&mut text)?;
+        File::take(file, EXIT_FILE_BYTES).read_to_end(&mut text)?;
         Ok(parse(&String::from_utf8_lossy(&text)))
     }
 
@@ -102,15 +102,15 @@ impl Directory {
 }
 
 /// The code in the first line and whether a signal came before, or that it was begun again; words in the others.
-fn parse(text: &str) -> Option<Legacy> {
+fn parse(text: &str) -> Option<ExitFile> {
     let (first, why) = text.split_once('\n')?;
     if first == BEGUN_AGAIN {
-        return Some(Legacy::BegunAgain);
+        return Some(ExitFile::BegunAgain);
     }
     let (code, signaled) = first.strip_suffix(SIGNALED).map_or((first, false), |code| (code, true));
     let code = code.parse().ok().filter(|code| (0..=255).contains(code))?;
     let why: String = why.trim().chars().take(WHY_CHARS).collect();
-    Some(Legacy::Exit { code, signaled, why: (!why.is_empty()).then_some(why) })
+    Some(ExitFile::Exit { code, signaled, why: (!why.is_empty()).then_some(why) })
 }
 
 #[cfg(test)]
@@ -120,12 +120,12 @@ mod tests {
     #[test]
     fn what_a_job_left_is_read_and_anything_else_is_nothing() {
         let left = |code, signaled, why: Option<&str>| {
-            Some(Legacy::Exit { code, signaled, why: why.map(str::to_owned) })
+            Some(ExitFile::Exit { code, signaled, why: why.map(str::to_owned) })
         };
         assert_eq!(parse("0\n"), left(0, false, None));
         assert_eq!(parse("0 after a signal\n"), left(0, true, None));
         assert_eq!(parse("127\nx: command not found\n"), left(127, false, Some("x: command not found")));
-        assert_eq!(parse("begun again\n"), Some(Legacy::BegunAgain));
+        assert_eq!(parse("begun again\n"), Some(ExitFile::BegunAgain));
         for broken in ["", "7", "x\n", "256\n", "-1\n", "\n7\n", "0 after\n", "begun again"] {
             assert_eq!(parse(broken), None, "{broken:?}");
         }
@@ -140,7 +140,7 @@ mod tests {
         let directory = Directory::open(dir.path()).unwrap();
         for name in ["link", "dir", "nothing"] {
             assert_eq!(directory.read_at(name, 0, 10).unwrap(), None, "{name}");
-            assert_eq!(directory.legacy(name).unwrap(), None, "{name}");
+            assert_eq!(directory.exit_file(name).unwrap(), None, "{name}");
         }
         assert!(directory.read_at("../secret", 0, 10).is_err());
         assert!(Directory::open(&dir.path().join("nothing")).is_err(), "not there is not empty");

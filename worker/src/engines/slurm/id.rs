@@ -82,7 +82,7 @@ pub(super) fn outputs(dir: Option<&Path>, tag: SubmissionTag, nonce: Nonce) -> O
 }
 
 /// Where a job leaves its exit code: within its name nothing is expanded, as Slurm never reads it.
-pub(super) fn legacy_file(tag: SubmissionTag, nonce: Nonce) -> String {
+pub(super) fn exit_file(tag: SubmissionTag, nonce: Nonce) -> String {
     format!("{}.exit", name(tag, nonce))
 }
 
@@ -118,13 +118,13 @@ impl Identity {
         format!("{}.{}.{ending}", name(self.tag, self.nonce), self.job)
     }
 
-    pub(super) fn legacy_file(&self) -> String {
-        legacy_file(self.tag, self.nonce)
+    pub(super) fn exit_file(&self) -> String {
+        exit_file(self.tag, self.nonce)
     }
 
     /// Made by the first beginning.
     pub(super) fn start_file(&self) -> String {
-        format!("{}.start", self.legacy_file())
+        format!("{}.start", self.exit_file())
     }
 
     /// How far the job was brought; `None` where the comment is not of this gateway.

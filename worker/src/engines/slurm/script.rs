@@ -43,16 +43,16 @@ look() {
 /// before is not run again: its end is told, if it came to one, and else that it was begun again, which is no end: the first
 /// may still run.
 const ONCE: &str = r#"
-if ! (set -C; : >"$legacy.start") 2>/dev/null; then
-    if [ -e "$legacy" ]; then
-        read -r code rest <"$legacy"
+if ! (set -C; : >"$exit_file.start") 2>/dev/null; then
+    if [ -e "$exit_file" ]; then
+        read -r code rest <"$exit_file"
         case $code in ''|*[!0-9]*) exit 125 ;; esac
         exit "$code"
     fi
-    if [ -e "$legacy.start" ]; then
-        echo 'begun again' >"$legacy.$$"
-        ln "$legacy.$$" "$legacy" 2>/dev/null
-        rm -f "$legacy.$$"
+    if [ -e "$exit_file.start" ]; then
+        echo 'begun again' >"$exit_file.$$"
+        ln "$exit_file.$$" "$exit_file" 2>/dev/null
+        rm -f "$exit_file.$$"
     fi
     exit 125
 fi
@@ -128,8 +128,8 @@ pub(super) const BEGUN_AGAIN: &str = "begun again";
 /// What follows an exit code when Slurm had told the job to end before.
 pub(super) const SIGNALED: &str = " after a signal";
 
-/// The script of a job. `legacy`: where it leaves its exit code.
-pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>) -> String {
+/// The script of a job. `exit_file`: where it leaves its exit code.
+pub(super) fn render(config: &SlurmConfig, job: &ToCreate, exit_file: Option<&Path>) -> String {
     let spec = &job.spec;
     let mut env: BTreeMap<&str, &str> = BTreeMap::from([("PATH", DEFAULT_PATH)]);
     let identity = identity_env(job.tag.job, job.tag.attempt, &job.project, &job.name);
@@ -142,9 +142,9 @@ pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>
         text.push('\n');
     };
     line("nl='\n'");
-    if let Some(legacy) = legacy.and_then(Path::to_str) {
+    if let Some(exit_file) = exit_file.and_then(Path::to_str) {
         line("umask 022");
-        line(&format!("legacy={}", quote(legacy)));
+        line(&format!("exit_file={}", quote(exit_file)));
         line(ONCE);
     }
     line("signal=");
@@ -189,9 +189,9 @@ pub(super) fn render(config: &SlurmConfig, job: &ToCreate, legacy: Option<&Path>
     line(&format!("<{input}"));
     line("}");
     line(&RUN.replace("{SIGNALED}", SIGNALED));
-    if legacy.is_some() {
+    if exit_file.is_some() {
         line(
-            "umask 022 && { echo \"$code$signal\"; cat \"$scratch/why\" 2>/dev/null; true; } >\"$legacy.new\" && mv \"$legacy.new\" \"$legacy\"",
+            "umask 022 && { echo \"$code$signal\"; cat \"$scratch/why\" 2>/dev/null; true; } >\"$exit_file.new\" && mv \"$exit_file.new\" \"$exit_file\"",
         );
     }
     line("exit \"$code\"");

@@ -229,7 +229,7 @@ async fn a_missing_directory_of_one_account_hides_no_job_of_another() {
     let joes_dir = dirs.path().join("joe");
     std::fs::create_dir(&joes_dir).unwrap();
     let (of, _) = Identity::of(joes.0, &joes.1).unwrap();
-    std::fs::write(joes_dir.join(of.legacy_file()), "0\n").unwrap();
+    std::fs::write(joes_dir.join(of.exit_file()), "0\n").unwrap();
     let log_dir = Some(dirs.path().join("{user}"));
     let engine = engine(SlurmConfig { log_dir, ..config(&slurmrestd) }, LONG);
     let asked = [(janes.0, janes.1), (joes.0, joes.1)];

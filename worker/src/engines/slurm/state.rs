@@ -48,7 +48,7 @@ const STATES: [(&str, Meaning, Option<&str>); 24] = [
 
 /// What a job left on its way out, where that could be read: see [`super::files`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Legacy {
+pub(super) enum ExitFile {
     /// Its command ended.
     Exit {
         code: i32,
@@ -93,20 +93,20 @@ impl JobRecord {
 
     /// Where it stands, once it was started. Slurm's word on an end is about the run that was none, where it began again what
     /// had begun; that it was told to end it stays true.
-    pub(super) fn sight(&self, legacy: Option<&Legacy>) -> Sighting {
-        match (self.meaning(), legacy) {
+    pub(super) fn sight(&self, exit_file: Option<&ExitFile>) -> Sighting {
+        match (self.meaning(), exit_file) {
             (
                 Some((Meaning::Over(Ending::Finished | Ending::Failed | Ending::Lost), _)),
-                Some(Legacy::BegunAgain),
+                Some(ExitFile::BegunAgain),
             ) => begun_again(),
             (Some((Meaning::Over(_) | Meaning::Waiting | Meaning::Running, _)) | None, _) => {
-                Sighting::Seen(self.observe(legacy))
+                Sighting::Seen(self.observe(exit_file))
             }
         }
     }
 
     /// What is seen of it.
-    pub(super) fn observe(&self, legacy: Option<&Legacy>) -> Observation {
+    pub(super) fn observe(&self, exit_file: Option<&ExitFile>) -> Observation {
         let again = self.restart_cnt.filter(|count| *count > 0);
         let again = again.map(|count| format!("run again by Slurm itself, {count} times"));
         let Some((meaning, words)) = self.meaning() else {
@@ -126,7 +126,7 @@ impl JobRecord {
             Meaning::Running => Observation::Running { since: start, reason: join([words, again]) },
             Meaning::Over(ending) => {
                 // It came to its end, whatever Slurm did to a job it had lost sight of.
-                let came = matches!(legacy, Some(Legacy::Exit { code: 0, signaled: false, .. }));
+                let came = matches!(exit_file, Some(ExitFile::Exit { code: 0, signaled: false, .. }));
                 let (ending, words) = match ending {
                     Ending::Canceled | Ending::Failed | Ending::Lost if came => (Ending::Finished, None),
                     Ending::Finished
@@ -135,7 +135,7 @@ impl JobRecord {
                     | Ending::Lost
                     | Ending::TimedOut => (ending, words),
                 };
-                let (exit_code, why) = self.end(ending, legacy);
+                let (exit_code, why) = self.end(ending, exit_file);
                 let began = start.filter(|start| end.is_none_or(|end| *start <= end));
                 Observation::Ended { ending, exit_code, reason: join([words, why, again]), began, at: end }
             }
@@ -143,10 +143,10 @@ impl JobRecord {
     }
 
     /// Exit code and words for an end. A failure's code of 0 is none: slurmdbd's v0.0.38 tells success of an exit with 7.
-    fn end(&self, ending: Ending, legacy: Option<&Legacy>) -> (Option<i32>, Option<String>) {
-        let (exit, why) = match legacy {
-            Some(Legacy::Exit { code, why, .. }) => (Some(Exit::Code(*code)), why.clone()),
-            Some(Legacy::BegunAgain) => (None, None),
+    fn end(&self, ending: Ending, exit_file: Option<&ExitFile>) -> (Option<i32>, Option<String>) {
+        let (exit, why) = match exit_file {
+            Some(ExitFile::Exit { code, why, .. }) => (Some(Exit::Code(*code)), why.clone()),
+            Some(ExitFile::BegunAgain) => (None, None),
             None => (self.exit_code, None),
         };
         match ending {
@@ -180,16 +180,16 @@ fn told(exit: Option<Exit>) -> (Option<i32>, Option<String>) {
     }
 }
 
-/// What is told of a job of which nothing but its legacy is left.
-pub(super) fn sight_legacy(legacy: &Legacy) -> Sighting {
-    let (ending, exit_code, reason) = match legacy {
-        Legacy::BegunAgain => return begun_again(),
-        Legacy::Exit { code: 0, signaled: false, .. } => (Ending::Finished, Some(0), None),
-        Legacy::Exit { code: 0, signaled: true, .. } => {
+/// What is told of a job of which nothing but its exit file is left.
+pub(super) fn sight_exit_file(exit_file: &ExitFile) -> Sighting {
+    let (ending, exit_code, reason) = match exit_file {
+        ExitFile::BegunAgain => return begun_again(),
+        ExitFile::Exit { code: 0, signaled: false, .. } => (Ending::Finished, Some(0), None),
+        ExitFile::Exit { code: 0, signaled: true, .. } => {
             let reason = "ended with 0 after a signal; Slurm no longer says what that was for";
             (Ending::Finished, Some(0), Some(reason.to_owned()))
         }
-        Legacy::Exit { code, why, .. } => {
+        ExitFile::Exit { code, why, .. } => {
             let (code, said) = told(Some(Exit::Code(*code)));
             (Ending::Failed, code, why.clone().or(said))
         }

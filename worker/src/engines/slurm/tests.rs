@@ -4,7 +4,7 @@ use super::{
     config::SlurmConfig,
     id::{self, Identity, Mark, Nonce},
     script,
-    state::{self, Fault, Legacy},
+    state::{self, ExitFile, Fault},
     wire::{Answer, JobRecord},
 };
 use crate::{
@@ -182,8 +182,8 @@ fn slurmdbds_exit_code_is_not_believed_and_what_the_job_left_is() {
         "exit_code": {"status": "SUCCESS", "return_code": 0},
         "time": {"submission": 1_700_000_000, "start": 1_700_000_010, "end": 1_700_000_020}}]}));
     assert_eq!(ending(&stored.observe(None)), Some((Ending::Failed, None)));
-    let legacy = Legacy::Exit { code: 7, signaled: false, why: None };
-    assert_eq!(ending(&stored.observe(Some(&legacy))), Some((Ending::Failed, Some(7))));
+    let exit_file = ExitFile::Exit { code: 7, signaled: false, why: None };
+    assert_eq!(ending(&stored.observe(Some(&exit_file))), Some((Ending::Failed, Some(7))));
 }
 
 #[test]
@@ -334,9 +334,9 @@ fn a_comment_tells_how_far_a_job_was_brought_and_by_which_gateway() {
 /// Runs a script as Slurm would; what the command printed, and what was left of its end.
 fn run(job: &ToCreate) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();
-    let legacy = dir.path().join("exit");
+    let exit_file = dir.path().join("exit");
     let path = dir.path().join("batch");
-    let text = script::render(&config(), job, Some(&legacy));
+    let text = script::render(&config(), job, Some(&exit_file));
     assert!(!text.lines().any(|line| line.starts_with("#SBATCH")), "{text}");
     std::fs::write(&path, text).unwrap();
     // The run of all tests ignores signals.
@@ -347,7 +347,7 @@ fn run(job: &ToCreate) -> (String, String) {
         .env("PATH", "/usr/bin:/bin")
         .output()
         .unwrap();
-    (String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(legacy).unwrap())
+    (String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(exit_file).unwrap())
 }
 
 #[test]
@@ -371,10 +371,10 @@ fn no_text_of_a_users_becomes_a_directive_an_option_or_a_command() {
 #[test]
 fn a_script_that_slurm_begins_again_runs_nothing_and_tells_what_the_first_came_to() {
     let dir = tempfile::tempdir().unwrap();
-    let (legacy, path) = (dir.path().join("exit"), dir.path().join("batch"));
+    let (exit_file, path) = (dir.path().join("exit"), dir.path().join("batch"));
     let mut job = job();
     job.spec.command = ["sh", "-c", "echo runs; exit 7"].map(str::to_owned).to_vec();
-    std::fs::write(&path, script::render(&config(), &job, Some(&legacy))).unwrap();
+    std::fs::write(&path, script::render(&config(), &job, Some(&exit_file))).unwrap();
     let begin = || {
         let output =
             Command::new("/bin/sh").arg(&path).env_clear().env("PATH", "/usr/bin:/bin").output().unwrap();
@@ -382,15 +382,15 @@ fn a_script_that_slurm_begins_again_runs_nothing_and_tells_what_the_first_came_t
     };
     assert_eq!(begin(), ("runs\n".to_owned(), Some(7)));
     assert_eq!(begin(), (String::new(), Some(7)));
-    std::fs::remove_file(&legacy).unwrap();
+    std::fs::remove_file(&exit_file).unwrap();
     assert_eq!(begin(), (String::new(), Some(125)));
-    assert_eq!(std::fs::read_to_string(&legacy).unwrap(), "begun again\n");
+    assert_eq!(std::fs::read_to_string(&exit_file).unwrap(), "begun again\n");
     assert_eq!(begin(), (String::new(), Some(125)), "and again");
 }
 
 #[test]
 fn an_end_the_job_came_to_by_itself_beats_what_slurm_did_to_it_later() {
-    let exit = |code, signaled| Legacy::Exit { code, signaled, why: None };
+    let exit = |code, signaled| ExitFile::Exit { code, signaled, why: None };
     // One that was told to end, and did so with good manners, is what it was told to end for.
     for (state, with_well, with_killed, with_manners) in [
         ("CANCELLED", Ending::Finished, Ending::Canceled, Ending::Canceled),
@@ -401,11 +401,11 @@ fn an_end_the_job_came_to_by_itself_beats_what_slurm_did_to_it_later() {
         ("COMPLETED", Ending::Finished, Ending::Finished, Ending::Finished),
     ] {
         let job = JobRecord { job_state: vec![state.into()], ..JobRecord::default() };
-        for (legacy, expected) in
+        for (exit_file, expected) in
             [(exit(0, false), with_well), (exit(143, true), with_killed), (exit(0, true), with_manners)]
         {
-            let told = ending(&job.observe(Some(&legacy))).map(|(ending, _)| ending);
-            assert_eq!(told, Some(expected), "{state} with {legacy:?}");
+            let told = ending(&job.observe(Some(&exit_file))).map(|(ending, _)| ending);
+            assert_eq!(told, Some(expected), "{state} with {exit_file:?}");
         }
     }
 }
@@ -422,11 +422,11 @@ fn what_slurm_began_again_is_lost_unless_it_was_told_to_end() {
         ("PENDING", false),
     ] {
         for record in shapes(state, "NonZeroExitCode", 125 << 8) {
-            let sighting = record.sight(Some(&Legacy::BegunAgain));
+            let sighting = record.sight(Some(&ExitFile::BegunAgain));
             assert_eq!(matches!(sighting, Sighting::Gone { .. }), gone, "{state}: {sighting:?}");
         }
     }
-    assert!(matches!(state::sight_legacy(&Legacy::BegunAgain), Sighting::Gone { .. }));
+    assert!(matches!(state::sight_exit_file(&ExitFile::BegunAgain), Sighting::Gone { .. }));
 }
 
 /// What a /bin/sh may be: dash here, and on many clusters bash, which is then as POSIX wants it.
