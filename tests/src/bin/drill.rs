@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use jobgate_tests::{
     containment::{self, Interrupts},
-    drill::{Figures, flood, herd, outage, silence, storm, transaction},
+    drill::{Figures, flood, herd, outage, poison, silence, storm, transaction},
 };
 use std::{env, process::ExitCode, time::Instant};
 use tokio::process::Command;
@@ -35,6 +35,8 @@ enum Drill {
     Flood(flood::Options),
     /// Hints of jobs that are over.
     Storm(storm::Options),
+    /// Jobs that kill whichever worker creates them, among many that do not.
+    Poison(poison::Options),
 }
 
 #[tokio::main]
@@ -75,6 +77,7 @@ async fn play(drill: &Drill) -> Result<ExitCode> {
             Drill::Transaction(options) => transaction::run(options).await,
             Drill::Flood(options) => flood::run(options).await,
             Drill::Storm(options) => storm::run(options).await,
+            Drill::Poison(options) => poison::run(options).await,
         }
     };
     let figures: Figures = tokio::select! {

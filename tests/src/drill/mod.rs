@@ -4,12 +4,14 @@
 //! * [`outage`]: the broker is away while jobs are accepted. [`silence`]: the database neither answers nor refuses.
 //! * [`herd`]: very many workers and a long queue. [`transaction`]: somebody's transaction stays open.
 //! * [`flood`]: status events, told many times in any order. [`storm`]: hints of jobs that are over.
+//! * [`poison`]: jobs that kill whichever worker creates them.
 //!
 //! Each starts servers of its own, checks what must hold, and fails if it does not; the figures are for people.
 
 pub mod flood;
 pub mod herd;
 pub mod outage;
+pub mod poison;
 pub mod silence;
 pub mod storm;
 pub mod transaction;

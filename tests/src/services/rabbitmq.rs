@@ -20,7 +20,8 @@ use crate::ports;
 use crate::process::{LastWord, Managed, guarded};
 use crate::wait::until;
 
-const START: Duration = Duration::from_mins(2);
+/// It needs ten seconds of a processor to begin, and beside twenty busy process groups gets a tenth of one.
+const START: Duration = Duration::from_mins(5);
 const STOP: Duration = Duration::from_mins(1);
 const ANSWER: Duration = Duration::from_secs(10);
 const DEBIAN_PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
