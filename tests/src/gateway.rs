@@ -213,7 +213,9 @@ impl Role {
 fn http() -> Result<reqwest::Client> {
     // No certificate is ever checked in these tests; the client only wants to know whom to ask.
     let _installed = rustls::crypto::ring::default_provider().install_default();
-    Ok(reqwest::Client::builder().no_proxy().timeout(Duration::from_mins(1)).build()?)
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_mins(1));
+    // The server closes what was silent for `http.header_timeout`, which may be just as a request goes out.
+    Ok(client.pool_idle_timeout(Duration::from_secs(5)).build()?)
 }
 
 /// Speaks HTTP to the API.
