@@ -52,11 +52,12 @@ model:
 	cargo build --workspace --all-targets --locked
 	$(CARGO_TARGET_DIR)/debug/jobgate-model $(MODEL)
 
-# Processes aborted at every point × its first and n-th passing × both forms × every kind of manager; `test` runs a slice.
+# Processes aborted at every point × its first and n-th passing × both forms × every kind of manager; `test` runs a slice. POINT
+# holds the name of a point, for its cells alone, such as POINT="alone.committed".
 crash-matrix:
 	deploy/install-services
 	cargo build --workspace --all-targets --locked
-	JOBGATE_TEST_CRASH_MATRIX=whole $(WITH_SERVICES) cargo test --workspace --locked --test crash_matrix -- --nocapture
+	JOBGATE_TEST_CRASH_MATRIX=$(or $(POINT),whole) $(WITH_SERVICES) cargo test --workspace --locked --test crash_matrix -- --nocapture
 
 # Faults that follow from a seed, real processes, a verdict; TORTURE holds flags, such as TORTURE="--seconds 600 --seed 7".
 torture:

@@ -9,6 +9,7 @@
 use std::env;
 use std::path::PathBuf;
 
+use crate::crash::Part;
 use anyhow::{Context, Result, bail};
 
 /// `postgres://` address of the run's server, database `postgres`, a user who may create databases.
@@ -18,7 +19,7 @@ pub const AMQP_URL: &str = "JOBGATE_TEST_AMQP_URL";
 /// `http://user:password@…` address of the same broker's management API.
 pub const MANAGEMENT_URL: &str = "JOBGATE_TEST_MANAGEMENT_URL";
 
-/// `whole` for every cell of the crash matrix; otherwise a slice that passes each point once.
+/// `whole` for every cell of the crash matrix, or a point's name for every cell of it; otherwise a slice.
 const CRASH_MATRIX: &str = "JOBGATE_TEST_CRASH_MATRIX";
 
 /// A directory with a Debian 13 and its Slurm 24.11, as tests/slurm-24.11/install makes it.
@@ -30,12 +31,13 @@ pub fn slurm_24_11() -> Option<PathBuf> {
     env::var_os(SLURM_24_11).map(PathBuf::from).filter(|root| root.join("usr/sbin/slurmctld-wlm").is_file())
 }
 
-/// Whether every cell of the crash matrix is asked for.
-pub fn whole_crash_matrix() -> Result<bool> {
+/// How much of the crash matrix is asked for.
+pub fn crash_matrix() -> Result<Part> {
     match env::var(CRASH_MATRIX).as_deref() {
-        Ok("whole") => Ok(true),
-        Ok("") | Err(env::VarError::NotPresent) => Ok(false),
-        Ok(_) | Err(env::VarError::NotUnicode(_)) => bail!("{CRASH_MATRIX} can only be `whole`"),
+        Ok("whole") => Ok(Part::Whole),
+        Ok("") | Err(env::VarError::NotPresent) => Ok(Part::Slice),
+        Ok(point) => Ok(Part::Point(point.to_owned())),
+        Err(env::VarError::NotUnicode(_)) => bail!("{CRASH_MATRIX} is `whole` or a point's name"),
     }
 }
 

@@ -20,6 +20,7 @@ use deployment::Deployment;
 use futures::{StreamExt as _, stream};
 use jobgate_shared::{clock, domain::SubmissionTag, store::sqlite::SqliteStore};
 use judge::{Verdict, judge};
+pub use plan::Part;
 use plan::{Cell, Form, Manager, POINTS, Point, cells};
 use scene::Scene;
 use std::{
@@ -65,12 +66,12 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-/// Runs the matrix, or the slice of it that passes each point once.
-pub async fn run(whole: bool) -> Report {
+/// Runs a part of the matrix.
+pub async fn run(part: &Part) -> Report {
     let mut shares = Vec::new();
     for form in Form::ALL {
         for manager in Manager::ALL {
-            let cells = cells(form, manager, whole);
+            let cells = cells(form, manager, part);
             let count = cells.len().div_ceil(SHARE);
             for share in 0..count {
                 let cells: Vec<Cell> = cells.iter().copied().skip(share).step_by(count).collect();
@@ -83,6 +84,9 @@ pub async fn run(whole: bool) -> Report {
     let ran = shares.into_iter().map(|(form, manager, cells)| run_share(form, manager, cells));
     let reports: Vec<Report> = stream::iter(ran).buffer_unordered(SIDE_BY_SIDE).collect().await;
     let mut all = Report::default();
+    if reports.is_empty() {
+        all.failures.push(format!("{part:?} has no cell"));
+    }
     for report in reports {
         all.recovered.extend(report.recovered);
         all.failures.extend(report.failures);
@@ -221,18 +225,18 @@ impl Crashing {
 
 impl Report {
     /// Every point with its cells: `ok`, `-` where it cannot be passed, `FAILED`; a blank was not asked for.
-    pub fn table(&self, whole: bool) -> String {
+    pub fn table(&self, part: &Part) -> String {
         let mut text = format!("{:<20} passing", "point");
         let columns: Vec<(Form, Manager)> =
             Form::ALL.into_iter().flat_map(|form| Manager::ALL.map(|manager| (form, manager))).collect();
         for (form, manager) in &columns {
             write!(text, " {:>15}", format!("{}/{}", &form.name()[..2], manager.name())).unwrap_or_default();
         }
-        for point in POINTS {
-            for nth in if whole { vec![1, point.nth] } else { vec![1] } {
+        for point in part.points() {
+            for nth in part.passings(point) {
                 write!(text, "\n{:<20} {nth:>7}", point.name).unwrap_or_default();
                 for &(form, manager) in &columns {
-                    let asked = cells(form, manager, whole)
+                    let asked = cells(form, manager, part)
                         .iter()
                         .any(|cell| cell.point.name == point.name && cell.nth == nth);
                     let word = match self.recovered.get(&(point.name, nth, form, manager)) {

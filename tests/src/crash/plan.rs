@@ -262,21 +262,45 @@ pub(super) struct Cell {
     pub(super) nth: usize,
 }
 
-/// The cells of one form and manager; the quick slice has each point once, where it is cheapest to reach.
-pub(super) fn cells(form: Form, manager: Manager, whole: bool) -> Vec<Cell> {
+/// How much of the matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Each point once, where it is cheapest to reach.
+    Slice,
+    /// Every cell.
+    Whole,
+    /// Every cell of the point of this name.
+    Point(String),
+}
+
+impl Part {
+    pub(super) fn points(&self) -> impl Iterator<Item = &'static Point> {
+        POINTS.iter().filter(move |point| match self {
+            Self::Slice | Self::Whole => true,
+            Self::Point(name) => point.name == name,
+        })
+    }
+
+    /// Which passings of a point.
+    pub(super) fn passings(&self, point: &Point) -> Vec<usize> {
+        if *self == Self::Slice { vec![1] } else { vec![1, point.nth] }
+    }
+}
+
+/// The cells of one form and manager.
+pub(super) fn cells(form: Form, manager: Manager, part: &Part) -> Vec<Cell> {
     let cheapest = |point: &Point| match point.reach {
         Everywhere | Workers | Inert | Again => (Form::Sqlite, Manager::TwoPhase),
         Broker => (Form::Postgres, Manager::TwoPhase),
         Claimants => (Form::Sqlite, Manager::Claimant),
         Local => (Form::Sqlite, Manager::Local),
     };
-    let meant =
-        |point: &&Point| point.can_occur(form, manager) && (whole || (form, manager) == cheapest(point));
-    let occurrences = |point: &'static Point| {
-        let nth = if whole { vec![1, point.nth] } else { vec![1] };
-        nth.into_iter().map(move |nth| Cell { point, nth })
+    let meant = |point: &&Point| {
+        point.can_occur(form, manager) && (*part != Part::Slice || (form, manager) == cheapest(point))
     };
-    POINTS.iter().filter(meant).flat_map(occurrences).collect()
+    let occurrences =
+        |point: &'static Point| part.passings(point).into_iter().map(move |nth| Cell { point, nth });
+    part.points().filter(meant).flat_map(occurrences).collect()
 }
 
 #[cfg(test)]
@@ -296,11 +320,11 @@ mod tests {
     #[test]
     fn the_quick_slice_has_every_point_once_and_the_whole_has_both_occurrences() {
         let columns = || Form::ALL.into_iter().flat_map(|form| Manager::ALL.map(|manager| (form, manager)));
-        let all = |whole: bool| columns().flat_map(|(form, manager)| cells(form, manager, whole)).count();
-        assert_eq!(all(false), POINTS.len());
+        let all = |part: &Part| columns().flat_map(|(form, manager)| cells(form, manager, part)).count();
+        assert_eq!(all(&Part::Slice), POINTS.len());
         let places =
             |point: &Point| columns().filter(|(form, manager)| point.can_occur(*form, *manager)).count();
-        assert_eq!(all(true), POINTS.iter().map(places).sum::<usize>() * 2);
+        assert_eq!(all(&Part::Whole), POINTS.iter().map(places).sum::<usize>() * 2);
         assert!(POINTS.iter().all(|point| point.nth > 1));
     }
 }

@@ -152,7 +152,7 @@ impl Scene {
                 ended(&client, &id).await.map(drop)
             }
             Drive::Unforgotten => {
-                let id = self.end_worker_at("forget.begins", &[Kind::Quick], deployment).await?;
+                let id = self.end_worker_at("forget.begins", 1, &[Kind::Quick], deployment).await?;
                 ended(&deployment.client()?, &id).await?;
                 until("the rest of it is swept", SWEPT, async || {
                     let left = deployment.leftovers()?;
@@ -163,10 +163,7 @@ impl Scene {
             }
             Drive::Suspect => {
                 let kinds = [Kind::Quick, Kind::Quick];
-                let id = self.end_worker_at("create.begins", &kinds, deployment).await?;
-                for _ in 1..SUSPECT_AFTER {
-                    self.end_worker_at("create.begins", &[], deployment).await?;
-                }
+                let id = self.end_worker_at("create.begins", SUSPECT_AFTER, &kinds, deployment).await?;
                 ended(&deployment.client()?, &id).await.map(drop)
             }
             Drive::Unheard => {
@@ -218,20 +215,33 @@ impl Scene {
         deployment.orders.withdraw(point)
     }
 
-    /// Jobs are posted whose worker ends at `point`, and is started again; the first of them.
+    /// Jobs are posted whose worker ends at `point`, so many times, and is started again; the first of them.
     async fn end_worker_at(
         &mut self,
         point: &str,
+        times: u16,
         kinds: &[Kind],
         deployment: &mut Deployment,
     ) -> Result<String> {
-        deployment.orders.abort_at(point, 1)?;
-        let ids = if kinds.is_empty() { Vec::new() } else { self.post(deployment, kinds).await? };
-        tokio::time::timeout(SOON, deployment.orders.abortion(point)).await.context("nobody passed it")?;
-        deployment.see_abort().await?;
-        deployment.orders.withdraw(point)?;
-        deployment.revive().await?;
-        Ok(ids.into_iter().next().unwrap_or_default())
+        let orders = deployment.orders.clone();
+        orders.abort_at(point, 1)?;
+        let ids = self.post(deployment, kinds).await?;
+        for left in (0..times).rev() {
+            tokio::time::timeout(SOON, orders.abortion(point)).await.context("nobody passed it")?;
+            deployment.see_abort().await?;
+            // Before the next worker is there, which may pass the point as soon as it is.
+            if left > 0 {
+                orders.abort_at(point, 1)?;
+            } else {
+                orders.withdraw(point)?;
+            }
+            let revived = deployment.revive().await;
+            // One that was ended again at once never was ready.
+            if !orders.aborted(point) {
+                revived?;
+            }
+        }
+        ids.into_iter().next().context("a job was posted")
     }
 
     /// A job that runs.

@@ -43,8 +43,10 @@ create) [ "$3" != poison ] || kill -9 "$PPID"
         for script; do :; done
         echo "$script" > "$2" && echo "$2" ;;
 release) [ ! -x "$2" ] || exit 0
-        read -r script < "$2" && chmod 700 "$2" || exit
-        setsid /bin/sh -c '/bin/sh "$1"; chmod 710 "$2"' run "$script" "$2" </dev/null >/dev/null 2>&1 & ;;
+        read -r script < "$2" || exit
+        setsid /bin/sh -c 'chmod 700 "$2"; /bin/sh "$1"; chmod 710 "$2"' run "$script" "$2" </dev/null >/dev/null 2>&1 &
+        # A command that is cut off takes its process group with it, so nothing is said before the job is out of that.
+        until [ -x "$2" ]; do sleep 0.01; done ;;
 cancel) rm -f "$2" ;;
 list) find . -type f \( ! -perm -100 -printf '%f %f HELD\n' -o ! -perm -010 -printf '%f %f RUNNING\n' \
           -o -printf '%f %f DONE\n' \) ;;
