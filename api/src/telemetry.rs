@@ -53,7 +53,7 @@ pub const API: &[Metric] = &[
     Metric::counter(
         "jobgate_lease_expiries_total",
         &[],
-        "Leases of workers that ran out, as a dispatcher believes.",
+        "Leases of workers that ran out, as every API process finds for itself: take the maximum.",
     ),
     Metric::counter("jobgate_rescued_jobs_total", &[], "Jobs of dead workers handed on."),
     Metric::counter(

@@ -7,7 +7,7 @@ use std::{fmt, io, process::ExitCode};
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    done; for `run` and `--wait`: every job FINISHED
-  1    done, with a bad answer: a job did not finish well, a job could not be acted on
+  1    done, with a bad answer (a job did not finish well, a job could not be acted on), or any failure not named below
   2    wrong usage, or a file of jobs that cannot be read
   3    wrong configuration
   4    the gateway cannot be reached

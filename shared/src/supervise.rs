@@ -5,6 +5,7 @@
 
 use crate::retry::Delays;
 use futures::FutureExt as _;
+use metrics::Counter;
 use std::{future::Future, panic::AssertUnwindSafe, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -40,9 +41,11 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let panicked = self.panicked.clone();
+        // There from now on, at 0: whoever watches increases is to see the first panic as one.
+        panics(name).increment(0);
         self.tracker.spawn(async move {
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                metrics::counter!("jobgate_task_panics_total", "task" => name).increment(1);
+                panics(name).increment(1);
                 tracing::error!(task = name, "a task panicked");
                 panicked.cancel();
             }
@@ -56,6 +59,7 @@ impl Tasks {
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let shutdown = self.shutdown.clone();
+        restarts(name).increment(0);
         self.spawn(name, async move {
             let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(5));
             while !shutdown.is_cancelled() {
@@ -73,7 +77,7 @@ impl Tasks {
                     ),
                     Err(_) => tracing::error!(task = name, "a loop panicked; it begins again"),
                 }
-                metrics::counter!("jobgate_loop_restarts_total", "loop" => name).increment(1);
+                restarts(name).increment(1);
                 if began.elapsed() > Duration::from_mins(1) {
                     delays.reset();
                 }
@@ -97,6 +101,14 @@ impl Tasks {
         self.tracker.close();
         self.tracker.wait().await;
     }
+}
+
+fn panics(task: &'static str) -> Counter {
+    metrics::counter!("jobgate_task_panics_total", "task" => task)
+}
+
+fn restarts(name: &'static str) -> Counter {
+    metrics::counter!("jobgate_loop_restarts_total", "loop" => name)
 }
 
 #[cfg(test)]

@@ -109,6 +109,11 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Acknowledgements that did not reach RabbitMQ; their messages come again.",
     ),
+    Metric::counter(
+        "jobgate_store_away_total",
+        &[],
+        "Operations given up because the store could not be reached, had no room or did not answer in time.",
+    ),
     Metric::histogram("jobgate_store_seconds", &["operation"], "Operations of the PostgreSQL store, whole."),
     Metric::histogram("jobgate_store_pool_wait_seconds", &["pool"], "Waits for a connection to PostgreSQL."),
     Metric::counter(

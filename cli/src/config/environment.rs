@@ -117,7 +117,7 @@ impl Environment {
         put(&mut config.api.admin_token, text("JOBGATE_ADMIN_TOKEN").map(|token| Some(token.into())));
         put(&mut config.reports.url, text("JOBGATE_REPORT_URL").map(Some));
         put(&mut config.reports.key, text("JOBGATE_REPORT_KEY").map(|key| Some(key.into())));
-        put(&mut config.telemetry.listen, self.parse("JOBGATE_OPS_LISTEN")?);
+        put(&mut config.telemetry.listen, self.parse("JOBGATE_OPS_LISTEN")?.map(Some));
         put(&mut config.telemetry.private_network, self.parse("JOBGATE_OPS_PRIVATE_NETWORK")?);
         put(&mut config.telemetry.log, text("JOBGATE_LOG"));
         put(&mut config.telemetry.log_format, self.parse("JOBGATE_LOG_FORMAT")?);

@@ -213,8 +213,9 @@ pub(crate) struct LogsSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TelemetrySection {
-    /// Where `worker` and `recorder` serve `/metrics`, `/livez` and `/readyz`, to anybody who asks.
-    pub(crate) listen: SocketAddr,
+    /// Where `worker` and `recorder` serve `/metrics`, `/livez` and `/readyz`, to anybody who asks; when absent, each at a
+    /// port of its own, so that both run on one host.
+    pub(crate) listen: Option<SocketAddr>,
     /// Other hosts reach that address, and only those of operators do; without this only this host may ask.
     pub(crate) private_network: bool,
     /// What is logged: a level, or filters such as `info,jobgate_worker=debug`.
@@ -226,7 +227,7 @@ pub(crate) struct TelemetrySection {
 impl Default for TelemetrySection {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7071)),
+            listen: None,
             private_network: false,
             log: "info".to_owned(),
             log_format: LogFormat::default(),
@@ -237,11 +238,11 @@ impl Default for TelemetrySection {
 impl TelemetrySection {
     fn check(&self) -> Result<(), Conflict> {
         let conflict = |key: &str, message: String| Conflict { key: format!("telemetry.{key}"), message };
-        if !self.listen.ip().is_loopback() && !self.private_network {
+        if let Some(open) = self.listen.filter(|address| !address.ip().is_loopback() && !self.private_network)
+        {
             let message = format!(
-                "{} can be reached from other hosts, and whoever asks there needs no token: set telemetry.private_network \
-                 if only operators reach it",
-                self.listen
+                "{open} can be reached from other hosts, and whoever asks there needs no token: set \
+                 telemetry.private_network if only operators reach it"
             );
             return Err(conflict("listen", message));
         }

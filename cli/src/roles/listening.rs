@@ -5,7 +5,11 @@ use anyhow::Context as _;
 use jobgate_api::http::{self, Hosts, HttpConfig, ops};
 use jobgate_shared::supervise::Tasks;
 use rustls::ServerConfig;
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 use tokio::net::{TcpListener, TcpSocket};
 
 /// Connections that may wait to be accepted. Of a crowd that comes at once the usual 128 lose some, and whoever is lost
@@ -46,13 +50,14 @@ pub(super) fn tls(api: &ApiSection) -> anyhow::Result<Option<Arc<ServerConfig>>>
     Ok(read.map(Arc::new))
 }
 
-/// Serves what operators look at, for a role that serves nothing else.
+/// Serves what operators look at, for a role that serves nothing else: at `port` of this host unless an address is configured.
 pub(super) fn serve_ops(
     telemetry: &TelemetrySection,
+    port: u16,
     ops: ops::Ops,
     tasks: &Tasks,
 ) -> anyhow::Result<SocketAddr> {
-    let (listener, bound) = bind(telemetry.listen)?;
+    let (listener, bound) = bind(telemetry.listen.unwrap_or((Ipv4Addr::LOCALHOST, port).into()))?;
     // Who is let into a network of operators calls each process by whatever name it has there.
     let hosts = (!telemetry.private_network).then(|| Hosts::new(bound, &[]));
     let (router, serving) = (ops::router(ops, hosts), tasks.clone());

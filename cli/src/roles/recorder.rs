@@ -16,6 +16,9 @@ use jobgate_shared::{clock, supervise::Tasks};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
+/// Where its health is asked for, unless an address is configured; a worker on the same host has the port before it.
+const OPS_PORT: u16 = 7072;
+
 /// Begins to record; `tasks` end it.
 pub(super) fn start(config: &Config, doors: &Doors, tasks: &Tasks) {
     let parts = Recorder {
@@ -36,7 +39,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     // Begins before the database is there, so that whoever asks hears what is waited for.
     let probe = DoorsProbe::default();
     let ops = Ops::new(Arc::new(probe.clone()), move || metrics.render());
-    let bound = listening::serve_ops(&config.telemetry, ops, &listening_tasks)?;
+    let bound = listening::serve_ops(&config.telemetry, OPS_PORT, ops, &listening_tasks)?;
     let Some(doors) = doors::distributed(config, "recorder", &shutdown).await? else { return Ok(Exit::Done) };
     probe.open(&doors);
     start(config, &doors, &tasks);

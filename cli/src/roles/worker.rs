@@ -14,6 +14,9 @@ use jobgate_worker::{Worker, telemetry};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
+/// Where its health is asked for, unless an address is configured.
+const OPS_PORT: u16 = 7071;
+
 /// Begins to work; `tasks` end it.
 pub(super) fn start(
     config: &Config,
@@ -69,7 +72,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<Exit> {
     // Begins before the database is there, so that whoever asks hears what is waited for.
     let probe = DoorsProbe::default();
     let ops = Ops::new(Arc::new(probe.clone()), move || metrics.render());
-    let bound = listening::serve_ops(&config.telemetry, ops, &listening_tasks)?;
+    let bound = listening::serve_ops(&config.telemetry, OPS_PORT, ops, &listening_tasks)?;
     let Some(doors) = doors::distributed(config, "worker", &shutdown).await? else { return Ok(Exit::Done) };
     probe.open(&doors);
     let started = DataDir::make(&config.data_dir).and_then(|data_dir| {

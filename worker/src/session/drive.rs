@@ -29,6 +29,8 @@ const UNSETTLED: usize = 20_000;
 const MANY_UNSETTLED: usize = 5_000;
 /// Between two heartbeats at least, then.
 const SOON: Duration = Duration::from_millis(250);
+/// What a drain whose time is up still gives to writes that are out.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// What reaches the loop.
 pub(super) enum Message {
@@ -136,10 +138,11 @@ impl Drive {
             if self.lease_over || !self.lease.holds() {
                 return Ended::LeaseOver;
             }
-            if self.core.is_draining()
-                && (self.core.jobs() == 0 || give_up.is_some_and(|at| self.now() >= at))
+            if let Some(at) = give_up
+                && (self.core.jobs() == 0 || self.now() >= at)
             {
-                self.performer.finish(self.worker.timing.drain).await;
+                let left = at.saturating_duration_since(self.now());
+                self.performer.finish(left.max(LAST_WRITES)).await;
                 return Ended::Drained;
             }
             let wake = self.next_wake(give_up);

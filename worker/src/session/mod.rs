@@ -80,7 +80,7 @@ pub struct Timing {
     pub lease: Duration,
     /// Between two heartbeats.
     pub heartbeat: Duration,
-    /// How long a drain waits for answers that are out.
+    /// How long a drain waits for answers that are out, those of the store among them.
     pub drain: Duration,
     /// Between two looks at logs that grow.
     pub ship: Duration,

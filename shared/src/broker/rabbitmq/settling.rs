@@ -19,6 +19,7 @@ use lapin::{
     options::{BasicAckOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable},
 };
+use metrics::Counter;
 use std::{
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,6 +28,11 @@ use tokio::{sync::Notify, time::timeout};
 
 /// Longest reason written beside a dead letter, in bytes.
 const LONGEST_REASON: usize = 1_000;
+
+/// Counts messages of a queue that went to the dead letters.
+pub(super) fn poison(queue: String) -> Counter {
+    metrics::counter!("jobgate_broker_poison_total", "queue" => queue)
+}
 
 /// What settles the deliveries of one channel.
 pub(super) struct Desk {
@@ -111,8 +117,7 @@ impl Desk {
         while self.channel.status().connected() {
             match self.publish_dead(queue, bytes, why).await {
                 Ok(()) => {
-                    let label = self.reader.topology.label(queue);
-                    metrics::counter!("jobgate_broker_poison_total", "queue" => label).increment(1);
+                    poison(self.reader.topology.label(queue)).increment(1);
                     tracing::warn!(queue, why, "a message went to the dead letters");
                     return self.buried(tag);
                 }

@@ -5,7 +5,7 @@ use super::{
     dial::{GOOD_LIFE, GRACE, LOOK, answer, delays},
     link::Link,
     publisher::Publisher,
-    settling::{Desk, Unsettled},
+    settling::{Desk, Unsettled, poison},
     topology::Topology,
 };
 use crate::{
@@ -158,6 +158,10 @@ impl Intake {
             let asked =
                 channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
             let consumer = answer("consume", asked).await.with_context(|| format!("queue {queue}"))?;
+            if !no_ack {
+                // There from now on, at 0: whoever watches increases is to see the first as one.
+                poison(reader.topology.label(&queue)).increment(0);
+            }
             taps.push(Tap { queue: queue.into(), consumer });
         }
         let desk =

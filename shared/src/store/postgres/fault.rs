@@ -67,6 +67,14 @@ impl Fault {
         }
     }
 
+    /// To callers the store is away.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Conflict(_) | Self::Broken(_) | Self::Away(_) => true,
+            Self::Taken(_) | Self::Refused(_) => false,
+        }
+    }
+
     /// The connection must not be used again.
     pub(super) fn spoils_connection(&self) -> bool {
         match self {

@@ -151,6 +151,9 @@ impl Pools {
             };
             let delay = delays.next_delay();
             if !fault.helps_to_try_again(tries) || tries >= MAX_TRIES || Instant::now() + delay >= deadline {
+                if fault.is_transient() {
+                    metrics::counter!("jobgate_store_away_total").increment(1);
+                }
                 return Err(fault);
             }
             metrics::counter!("jobgate_store_retries_total", "reason" => fault.label()).increment(1);

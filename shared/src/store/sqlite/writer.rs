@@ -132,6 +132,7 @@ async fn merge(transaction: &mut Transaction, batch: impl Iterator<Item = Work>)
         failpoint::pass("store.written");
     }
     if let Some(error) = &failed {
+        metrics::counter!("jobgate_store_away_total").increment(1);
         tracing::error!(%error, operations = answers.len(), "a transaction failed; its callers try again");
         // A failed COMMIT (a full disk) leaves the transaction open; a failed BEGIN left none.
         if let Err(error) = execute(transaction, "-- rollback\nROLLBACK").await {
