@@ -5,6 +5,7 @@
 
 use super::{Effect, Fault, Hold, Moment, Serving};
 use crate::engine::{Sighting, SubmitMode, TimeLimits, ToCreate};
+use chrono::{DateTime, Utc};
 use jobgate_shared::{
     domain::{Ending, Job, JobState, Observation, StatusEvent, Submission, WorkerId},
     store::{Recorded, ToHandBack, ToRecord},
@@ -70,7 +71,8 @@ enum Phase {
 struct Watch {
     told: Option<Observation>,
     told_times: u32,
-    running_since: Option<Duration>,
+    /// When its time is up, where nobody but its watcher ends it.
+    time_up: Option<Duration>,
     started_at: Option<Duration>,
     absent: Option<(Duration, u32)>,
     gone: u32,
@@ -101,15 +103,17 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    pub(super) fn new(hold: Hold, job: Job, suspect: bool, serving: &Serving) -> Self {
+    pub(super) fn new(now: Moment, hold: Hold, job: Job, suspect: bool, serving: &Serving) -> Self {
         let limited = serving.capabilities.time_limits == TimeLimits::ByWatcher;
         let time_limit = job.spec.time_limit_seconds.filter(|_| limited).map(Duration::from_secs);
         let phase = match job.life.submission {
             Some(submission) => {
                 let running = job.life.state == JobState::Running;
                 let began = job.life.started_at.filter(|_| running);
-                let told = began.map(|since| Observation::Running { since: Some(since), reason: None });
-                Phase::Watching { submission, watch: Watch { told, ..Watch::default() } }
+                let reason = job.life.reason;
+                let told = began.map(|since| Observation::Running { since: Some(since), reason });
+                let time_up = began.zip(time_limit).map(|(since, limit)| time_up(now, since, limit));
+                Phase::Watching { submission, watch: Watch { told, time_up, ..Watch::default() } }
             }
             None => Phase::Queued {
                 job: Box::new(ToCreate {
@@ -466,14 +470,17 @@ impl Attempt {
             }
         };
         if watch.told.as_ref() == Some(&observation) {
+            // Told by whoever had it before; its limit is ours to enforce.
+            if watch.time_up.is_some() && self.wake.is_none() {
+                self.rearm(cx);
+            }
             return;
         }
         let ended = matches!(observation, Observation::Ended { .. });
         if let Observation::Running { since, .. } = &observation
-            && watch.running_since.is_none()
+            && watch.time_up.is_none()
         {
-            let ran = since.and_then(|t| (cx.now.wall - t).to_std().ok()).unwrap_or_default();
-            watch.running_since = Some(cx.now.since_start.saturating_sub(ran));
+            watch.time_up = self.time_limit.map(|limit| time_up(cx.now, since.unwrap_or(cx.now.wall), limit));
         }
         watch.told = Some(observation.clone());
         watch.told_times = 0;
@@ -492,8 +499,8 @@ impl Attempt {
     fn rearm(&mut self, cx: &mut Context<'_>) {
         let Phase::Watching { watch, .. } = &self.phase else { return };
         let again = TELL_AGAIN[(watch.told_times as usize).min(TELL_AGAIN.len() - 1)];
-        let limit = self.time_limit.zip(watch.running_since).filter(|_| !watch.out_of_time);
-        let left = limit.map(|(limit, since)| (since + limit).saturating_sub(cx.now.since_start));
+        let time_up = watch.time_up.filter(|_| !watch.out_of_time);
+        let left = time_up.map(|at| at.saturating_sub(cx.now.since_start));
         let cancel = watch.cancel_asked.then_some(CANCEL_SETTLES);
         let wait = [Some(again), left, cancel].into_iter().flatten().min().unwrap_or(again);
         cx.wake_in(wait);
@@ -590,10 +597,7 @@ impl Attempt {
     fn watch_tick(&mut self, cx: &mut Context<'_>) {
         let Phase::Watching { submission, watch } = &mut self.phase else { return };
         let since_start = cx.now.since_start;
-        let due = self
-            .time_limit
-            .zip(watch.running_since)
-            .is_some_and(|(limit, since)| since_start >= since + limit);
+        let due = watch.time_up.is_some_and(|at| since_start >= at);
         if due || self.cancel {
             watch.out_of_time |= due && !self.cancel;
             self.ask_cancel(cx);
@@ -661,6 +665,12 @@ pub(super) fn runs_unrecorded(serving: &Serving) -> bool {
         SubmitMode::UniqueName | SubmitMode::AtMostOnce => true,
         SubmitMode::TwoPhase | SubmitMode::Fenced => false,
     }
+}
+
+/// When the limit is up of what runs since then, which may be longer than this worker.
+fn time_up(now: Moment, since: DateTime<Utc>, limit: Duration) -> Duration {
+    let ran = (now.wall - since).to_std().unwrap_or_default();
+    now.since_start + limit.saturating_sub(ran)
 }
 
 /// Doubled with each claim of the job, whoever made it: that needs no memory, and what no limit ever lets in is asked for

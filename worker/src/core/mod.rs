@@ -368,7 +368,7 @@ impl Core {
         let suspect = job.life.submission.is_none() && job.life.fruitless_claims > SUSPECT_AFTER;
         let serving = &mut self.clusters[place];
         serving.held += 1;
-        self.attempts.insert(job.id, Attempt::new(hold, job, suspect, &serving.serving));
+        self.attempts.insert(job.id, Attempt::new(now, hold, job, suspect, &serving.serving));
         self.with(now, hold, effects, Attempt::begin);
     }
 

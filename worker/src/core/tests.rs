@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::engine::{ExitCodes, MemoryLimits, SubmitMode, TimeLimits};
-use jobgate_shared::domain::{Ending, JobSpec, JobState, Life, Observation, Project, RetryPolicy};
+use jobgate_shared::domain::{
+    Ending, Fact, JobSpec, JobState, Life, Observation, Outcome, Project, RetryPolicy, transition,
+};
 
 /// A core with one cluster, time in its hands, and a job to give it.
 struct Bench {
@@ -651,6 +653,63 @@ fn an_adopted_submission_is_watched_and_started_only_if_it_is_inert() {
     assert_eq!(starts(&b.step(Input::Sighted(hold, Sighting::Inert))), 0, "a listing may lag behind a start");
     b.now.since_start += Duration::from_secs(5);
     assert_eq!(starts(&b.step(Input::Sighted(hold, Sighting::Inert))), 1);
+}
+
+/// A job somebody else brought so far that it runs, since the epoch of its clock.
+fn adopted(b: &Bench, reason: Option<&str>) -> Job {
+    let mut job = b.job();
+    job.life.state = JobState::Running;
+    job.life.epoch = 2;
+    job.life.submission = Some(submission("s"));
+    job.life.started_at = Some(DateTime::UNIX_EPOCH);
+    job.life.reason = reason.map(str::to_owned);
+    job.life.last_event = (1, 9);
+    job
+}
+
+/// The row, once it has heard what was told.
+fn told_row(job: &Job, effects: &[Effect]) -> Life {
+    let hear = |life: Life, effect: &Effect| {
+        let Effect::Publish(event) = effect else { return life };
+        let policy = RetryPolicy::default();
+        match transition(&life, 1, &policy, &Fact::Event(event), DateTime::UNIX_EPOCH) {
+            Outcome::Advanced { life, .. } => *life,
+            Outcome::Duplicate | Outcome::Stale | Outcome::Refused(_) => life,
+        }
+    };
+    effects.iter().fold(job.life.clone(), hear)
+}
+
+#[test]
+fn an_adopter_takes_back_a_reason_that_has_passed_and_tells_nothing_the_row_says() {
+    let seen = || Observation::Running { since: Some(DateTime::UNIX_EPOCH), reason: None };
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = adopted(&b, Some("waits for a worker on h"));
+    assert_eq!(b.grant(&job), []);
+    let told = b.step(Input::Sighted(hold(&job), Sighting::Seen(seen())));
+    assert!(matches!(told[..], [Effect::Publish(_)]), "{told:?}");
+    let row = told_row(&job, &told);
+    assert_eq!((row.state, row.reason), (JobState::Running, None));
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let job = adopted(&b, None);
+    b.grant(&job);
+    assert_eq!(b.step(Input::Sighted(hold(&job), Sighting::Seen(seen()))), []);
+    assert_eq!(b.after(600), []);
+}
+
+#[test]
+fn an_adopter_enforces_what_is_left_of_a_time_limit() {
+    // Some managers tell since when it runs, some do not.
+    for since in [Some(DateTime::UNIX_EPOCH), None] {
+        let mut b = Bench::new(SubmitMode::TwoPhase);
+        b.now.wall += Duration::from_secs(57);
+        let mut job = adopted(&b, None);
+        job.spec.time_limit_seconds = Some(60);
+        b.grant(&job);
+        b.step(Input::Sighted(hold(&job), Sighting::Seen(Observation::Running { since, reason: None })));
+        assert!(b.quiet_for(3), "{since:?}");
+        assert!(matches!(b.after(0)[..], [Effect::Cancel(..)]), "{since:?}");
+    }
 }
 
 #[test]
