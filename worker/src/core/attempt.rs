@@ -253,9 +253,11 @@ impl Attempt {
     /// Whether it was created is unknown.
     fn create_unanswered(&mut self, cx: &mut Context<'_>, job: Box<ToCreate>, why: &str) {
         match cx.serving.capabilities.mode {
-            // What may have been created can never run unrecorded, so anybody may begin anew.
+            // What may have been created can never run unrecorded, so anybody may begin anew; the later the more often it
+            // was claimed, since a manager that answers all but submits is not parked for long.
             SubmitMode::TwoPhase | SubmitMode::Fenced => {
-                self.hand_back(cx, format!("{} is away: {why}", cx.serving.cluster), backoff(1));
+                let why = format!("{} is away: {why}", cx.serving.cluster);
+                self.hand_back(cx, why, backoff(self.hold.epoch));
             }
             SubmitMode::UniqueName => self.create_again(cx, job),
             SubmitMode::AtMostOnce => {

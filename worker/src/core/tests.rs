@@ -466,6 +466,27 @@ fn what_its_manager_does_not_take_waits_ever_longer_with_its_words_and_is_not_lo
 }
 
 #[test]
+fn what_a_manager_does_not_answer_to_submit_is_handed_back_for_ever_longer_while_it_answers_polls() {
+    for mode in [SubmitMode::TwoPhase, SubmitMode::Fenced] {
+        let mut b = Bench::new(mode);
+        let mut job = b.job();
+        for (epoch, pause) in
+            [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32), (7, 60), (8, 60), (u32::MAX, 60)]
+        {
+            job.life.epoch = epoch;
+            b.grant(&job);
+            b.step(Input::Answered(0, Err("no answer".into())));
+            let effects = b.step(Input::Created(hold(&job), Err(Fault::Away("no answer".into()))));
+            let pauses: Vec<Duration> =
+                handed_back(&effects).into_iter().map(|(_, _, pause)| pause).collect();
+            assert_eq!(pauses, [Duration::from_secs(pause)], "{mode:?}, claim {epoch}");
+            b.step(Input::Answered(0, Ok(Duration::ZERO)));
+            assert_eq!(b.core.parked(), [], "its polls are answered");
+        }
+    }
+}
+
+#[test]
 fn jobs_no_limit_ever_lets_in_keep_no_others_waiting() {
     let mut b = Bench::new(SubmitMode::TwoPhase);
     // In the order of their priority, each with the time it is due; the first ten are never taken.
