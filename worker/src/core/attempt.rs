@@ -459,17 +459,25 @@ impl Attempt {
 
     fn seen(&mut self, cx: &mut Context<'_>, observation: Observation) {
         let Phase::Watching { submission, watch } = &mut self.phase else { return };
-        let observation = match observation {
-            Observation::Ended { ending: Ending::Canceled, exit_code, began, at, .. }
+        let observation = match (observation, &watch.told) {
+            (Observation::Ended { ending: Ending::Canceled, exit_code, began, at, .. }, _)
                 if watch.out_of_time =>
             {
                 let limit = self.time_limit.unwrap_or_default().as_secs();
                 let reason = Some(format!("its time limit of {limit} s was up"));
                 Observation::Ended { ending: Ending::TimedOut, exit_code, reason, began, at }
             }
-            Observation::Ended { .. } | Observation::Pending { .. } | Observation::Running { .. } => {
-                observation
+            // Its manager requeued it. It began all the same, so that is a reason.
+            (Observation::Pending { reason }, Some(Observation::Running { since, .. })) => {
+                let reason = reason.or_else(|| Some("waits again".to_owned()));
+                Observation::Running { since: *since, reason }
             }
+            (
+                observation @ (Observation::Ended { .. }
+                | Observation::Pending { .. }
+                | Observation::Running { .. }),
+                _,
+            ) => observation,
         };
         if watch.told.as_ref() == Some(&observation) {
             // Told by whoever had it before; its limit is ours to enforce.

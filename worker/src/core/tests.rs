@@ -719,6 +719,26 @@ fn an_adopter_takes_back_a_reason_that_has_passed_and_tells_nothing_the_row_says
 }
 
 #[test]
+fn what_ran_and_waits_again_at_its_manager_is_told_as_running_with_that_reason() {
+    let since = Some(DateTime::UNIX_EPOCH);
+    let mut b = Bench::new(SubmitMode::TwoPhase);
+    let mut job = adopted(&b, None);
+    b.grant(&job);
+    let mut look = |seen: Observation| {
+        let effects = b.step(Input::Sighted(hold(&job), Sighting::Seen(seen)));
+        job.life = told_row(&job, &effects);
+        (effects.len(), job.life.state, job.life.reason.clone())
+    };
+    let requeued = || Observation::Pending { reason: Some("requeued by Slurm".into()) };
+    let told = |reason: &str| (1, JobState::Running, Some(reason.to_owned()));
+    assert_eq!(look(Observation::Running { since, reason: None }), (0, JobState::Running, None));
+    assert_eq!(look(requeued()), told("requeued by Slurm"));
+    assert_eq!(look(requeued()), (0, JobState::Running, Some("requeued by Slurm".into())), "told once");
+    assert_eq!(look(Observation::Pending { reason: None }), told("waits again"));
+    assert_eq!(look(Observation::Running { since, reason: None }), (1, JobState::Running, None));
+}
+
+#[test]
 fn an_adopter_enforces_what_is_left_of_a_time_limit() {
     // Some managers tell since when it runs, some do not.
     for since in [Some(DateTime::UNIX_EPOCH), None] {
