@@ -4,6 +4,7 @@ use super::{
     LocalConfig,
     attempt::{Attempt, Token},
     away, cgroup,
+    process::KILL_SETTLES,
     records::RunSpec,
     runner,
     spool::{Place, Spool},
@@ -30,6 +31,8 @@ use std::{
 
 /// How often runners that ended are waited for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
+/// How long one look waits, in all, for what it killed to be gone: what does not go hides no other's end.
+const LOOK_SETTLES: Duration = Duration::from_millis(100);
 /// What was being made or removed is debris after this.
 const DEBRIS_AFTER: Duration = Duration::from_hours(1);
 
@@ -146,11 +149,13 @@ impl Calls {
         self.reap();
         // An empty mount point must not look like a spool that has forgotten everything.
         self.spool.still_stands().map_err(away)?;
-        let sight = |place: &Option<Place>| place.map_or(Ok(Sighting::Absent), |place| self.sight(place));
+        let until = Instant::now() + LOOK_SETTLES;
+        let sight =
+            |place: &Option<Place>| place.map_or(Ok(Sighting::Absent), |place| self.sight(place, until));
         places.iter().map(sight).collect::<io::Result<_>>().map_err(away)
     }
 
-    fn sight(&self, place: Place) -> io::Result<Sighting> {
+    fn sight(&self, place: Place, until: Instant) -> io::Result<Sighting> {
         let (standing, attempt) = look(&self.spool, place)?;
         Ok(match (standing, attempt) {
             (Standing::Missing, _) | (_, None) => Sighting::Absent,
@@ -160,13 +165,19 @@ impl Calls {
                 Sighting::Seen(Observation::Running { since: Some(since), reason: None })
             }
             (Standing::Ended(end), Some(_)) => Sighting::Seen(end),
-            (Standing::Abandoned { since }, Some(attempt)) => self.bury(place, &attempt, since)?,
+            (Standing::Abandoned { since }, Some(attempt)) => self.bury(place, &attempt, since, until)?,
         })
     }
 
-    fn bury(&self, place: Place, attempt: &Attempt, since: DateTime<Utc>) -> io::Result<Sighting> {
+    fn bury(
+        &self,
+        place: Place,
+        attempt: &Attempt,
+        since: DateTime<Utc>,
+        until: Instant,
+    ) -> io::Result<Sighting> {
         let now = self.context.clock.now();
-        let (burial, killed) = bury(attempt, place, self.config.cgroup.as_deref(), since, now)?;
+        let (burial, killed) = bury(attempt, place, self.config.cgroup.as_deref(), since, now, until)?;
         if killed > 0 {
             self.count("jobgate_local_processes_killed_total", killed);
             let submission = place.submission_id();
@@ -199,7 +210,7 @@ impl Calls {
                 Err(error) => Err(error),
             },
             // It ended, or was abandoned; then looking at it carries the cancel out.
-            None => self.sight(place).map(drop),
+            None => self.sight(place, Instant::now() + KILL_SETTLES).map(drop),
         }
     }
 
@@ -221,6 +232,7 @@ impl Calls {
     pub(super) fn forget(&self, place: Place) -> EngineResult<()> {
         let (standing, attempt) = look(&self.spool, place).map_err(away)?;
         let Some(attempt) = attempt else { return Ok(()) };
+        let until = Instant::now() + KILL_SETTLES;
         match standing {
             Standing::Inert => {
                 if !attempt.take_tombstone().map_err(away)? {
@@ -231,7 +243,7 @@ impl Calls {
                 self.cancel(place).map_err(away)?;
                 return Err(away(anyhow::anyhow!("it still runs; it is being ended")));
             }
-            Standing::Abandoned { since } => match self.bury(place, &attempt, since).map_err(away)? {
+            Standing::Abandoned { since } => match self.bury(place, &attempt, since, until).map_err(away)? {
                 Sighting::Seen(Observation::Running { .. } | Observation::Pending { .. }) => {
                     return Err(away(anyhow::anyhow!("some of its processes still run")));
                 }
@@ -384,4 +396,91 @@ pub(super) fn forgotten() -> super::EngineError {
 fn never_began(at: DateTime<Utc>) -> Observation {
     let reason = Some("canceled before it began".to_owned());
     Observation::Ended { ending: Ending::Canceled, exit_code: None, reason, began: None, at: Some(at) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{process::ProcessMark, records::RunnerRecord},
+        *,
+    };
+    use crate::engines::conformance;
+    use jobgate_shared::domain::{JobId, JobSpec, Project};
+    use rustix::process::{Pid, Signal, kill_process_group};
+    use std::{
+        fs,
+        os::unix::process::CommandExt as _,
+        path::Path,
+        process::{Command, Stdio},
+    };
+
+    fn calls(dir: &Path) -> Calls {
+        let context = conformance::context("local", dir, Duration::from_secs(1));
+        Calls::open(LocalConfig::default(), context).unwrap()
+    }
+
+    /// An attempt whose start token a runner has taken.
+    fn begun(calls: &Calls) -> (Place, Attempt) {
+        let tag = SubmissionTag { job: JobId::generate(), attempt: 1 };
+        let spec = JobSpec { command: vec!["true".into()], ..JobSpec::default() };
+        let job = ToCreate { tag, project: Project::default_project(), name: "job".into(), spec };
+        let place = Place::of(tag, &calls.create(&job).unwrap()).unwrap();
+        let attempt = calls.spool.attempt(place).unwrap().unwrap();
+        assert!(attempt.take_start().unwrap());
+        (place, attempt)
+    }
+
+    /// Three processes of an attempt's, each followed by another however often they are killed.
+    struct Undying(Child);
+
+    impl Undying {
+        fn of(tag: SubmissionTag) -> Self {
+            let script = "for n in 1 2 3; do \
+                while :; do JOBGATE_JOB_ID=$0 JOBGATE_ATTEMPT=$1 sleep 600; done & done; wait";
+            let mut command = Command::new("sh");
+            command.args(["-c", script, &tag.job.to_string(), &tag.attempt.to_string()]);
+            command.env_clear().env("PATH", "/usr/bin:/bin").process_group(0);
+            let undying = Self(command.stderr(Stdio::null()).spawn().unwrap());
+            let id = format!("JOBGATE_JOB_ID={}", tag.job);
+            let carries = |process: &fs::DirEntry| {
+                fs::read(process.path().join("environ"))
+                    .is_ok_and(|environment| String::from_utf8_lossy(&environment).contains(&id))
+            };
+            while fs::read_dir("/proc").unwrap().flatten().filter(carries).count() < 3 {
+                std::thread::yield_now();
+            }
+            undying
+        }
+    }
+
+    impl Drop for Undying {
+        fn drop(&mut self) {
+            kill_process_group(Pid::from_child(&self.0), Signal::KILL).unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_does_not_end_when_it_is_killed_hides_no_other_end_from_a_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let calls = calls(dir.path());
+        let here = ProcessMark::of_self().unwrap();
+        let (mut places, mut undying) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let (place, attempt) = begun(&calls);
+            let runner = ProcessMark { pid: i32::MAX, ..here.clone() };
+            attempt.write_runner(&RunnerRecord { runner }).unwrap();
+            undying.push(Undying::of(place.tag));
+            places.push(Some(place));
+        }
+        let (place, attempt) = begun(&calls);
+        let (ending, at) = (Ending::Finished, Some(DateTime::UNIX_EPOCH));
+        let end = Observation::Ended { ending, exit_code: Some(0), reason: None, began: at, at };
+        attempt.write_exit(&end).unwrap();
+        places.push(Some(place));
+        let began = Instant::now();
+        let seen = calls.poll(&places).unwrap();
+        assert!(began.elapsed() < KILL_SETTLES, "it took {:?}", began.elapsed());
+        assert_eq!(seen[2], Sighting::Seen(end));
+    }
 }

@@ -13,9 +13,6 @@ pub(super) struct Cgroup {
     path: PathBuf,
 }
 
-/// How long processes that were killed are given to be gone.
-const KILL_SETTLES: Duration = Duration::from_secs(2);
-
 /// Checks a delegated group and lets its children limit memory, where the kernel can; whether it can.
 pub(super) fn check_delegated(path: &Path) -> io::Result<bool> {
     let controllers = fs::read_to_string(path.join("cgroup.controllers"))?;
@@ -64,18 +61,17 @@ impl Cgroup {
         kills.filter_map(|count| count.trim().parse::<u64>().ok()).any(|count| count > 0)
     }
 
-    /// Kills all of it, waits a moment until it is gone, and removes it. Whether all is gone.
-    pub(super) fn end(&self) -> io::Result<bool> {
+    /// Kills all of it, waits `until` then for it to be gone, and removes it. Whether all is gone.
+    pub(super) fn end(&self, until: Instant) -> io::Result<bool> {
         if !self.path.exists() {
             return Ok(true);
         }
         self.write_if_there("cgroup.kill", "1")?;
-        let deadline = Instant::now() + KILL_SETTLES;
         loop {
             match self.remove() {
                 Ok(()) => return Ok(true),
                 Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-                    if Instant::now() >= deadline {
+                    if Instant::now() >= until {
                         return Ok(false);
                     }
                     std::thread::sleep(Duration::from_millis(1));

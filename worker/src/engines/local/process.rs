@@ -12,6 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long processes that were killed are given to be gone, where nothing else waits for that.
+pub(super) const KILL_SETTLES: Duration = Duration::from_secs(2);
+
 /// One process, for as long as anybody may ask about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ProcessMark {
@@ -75,9 +78,6 @@ impl Stat {
     }
 }
 
-/// How long processes that were killed are given to be gone.
-const KILL_SETTLES: Duration = Duration::from_secs(2);
-
 /// What became of a job's processes after their runner was gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Leftovers {
@@ -87,18 +87,21 @@ pub(super) struct Leftovers {
     pub(super) all_gone: bool,
 }
 
-/// Kills whatever still runs of the job whose runner was `runner`, and waits, for a moment, until it is gone.
+/// Kills whatever still runs of the job whose runner was `runner`, once at least, and waits `until` then for it to be gone.
 ///
 /// A process is the job's when its environment carries the job's identity, which every descendant inherits; and once one of
 /// those stands in the runner's session, that session's number cannot be anybody else's, so all of it is the job's. What
 /// cleared its environment *and* outlived everything that had not is not found.
-pub(super) fn end_leftovers(runner: &ProcessMark, tag: SubmissionTag) -> io::Result<Leftovers> {
+pub(super) fn end_leftovers(
+    runner: &ProcessMark,
+    tag: SubmissionTag,
+    until: Instant,
+) -> io::Result<Leftovers> {
     let mut ended = Leftovers { killed: 0, all_gone: true };
     if World::here()? != runner.world {
         // Its boot is over, or its container is: nothing of it can run where this can act.
         return Ok(ended);
     }
-    let deadline = Instant::now() + KILL_SETTLES;
     loop {
         let found = leftovers(runner, tag)?;
         if found.is_empty() {
@@ -108,7 +111,7 @@ pub(super) fn end_leftovers(runner: &ProcessMark, tag: SubmissionTag) -> io::Res
         for stat in &found {
             ended.killed += u32::from(kill_exactly(stat.pid, stat.started));
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= until {
             ended.all_gone = false;
             return Ok(ended);
         }
@@ -203,15 +206,18 @@ mod tests {
         while !carries(ours.0.id().cast_signed(), tag) {
             std::thread::yield_now();
         }
-        let ended = end_leftovers(&runner, tag).unwrap();
-        assert_eq!((ended.killed >= 1, ended.all_gone), (true, true));
+        // Who has no time to wait finds it gone the next time.
+        let no_wait = end_leftovers(&runner, tag, Instant::now()).unwrap();
+        assert_eq!(no_wait, Leftovers { killed: 1, all_gone: false });
+        let wait = || Instant::now() + KILL_SETTLES;
+        assert!(end_leftovers(&runner, tag, wait()).unwrap().all_gone);
         ours.0.wait().unwrap();
         assert!(other_attempt.0.try_wait().unwrap().is_none());
         let boot = "another".to_owned();
         let elsewhere = ProcessMark { world: World { boot, ..runner.world.clone() }, ..runner };
         let one = SubmissionTag { attempt: 1, ..tag };
         let nothing = Leftovers { killed: 0, all_gone: true };
-        assert_eq!(end_leftovers(&elsewhere, one).unwrap(), nothing);
+        assert_eq!(end_leftovers(&elsewhere, one, wait()).unwrap(), nothing);
         assert!(other_attempt.0.try_wait().unwrap().is_none());
     }
 }

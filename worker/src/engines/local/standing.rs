@@ -8,7 +8,7 @@ use super::{
 };
 use chrono::{DateTime, Utc};
 use jobgate_shared::domain::{Ending, Observation};
-use std::{io, path::Path};
+use std::{io, path::Path, time::Instant};
 
 /// Where an attempt stands.
 #[derive(Debug)]
@@ -65,27 +65,28 @@ pub(super) enum Burial {
     Gone { evidence: String },
     /// Nothing of it runs any more, and that is what was asked for.
     Canceled(Observation),
-    /// Something of it runs on and could not be killed.
+    /// Something of it runs on, killed as it is.
     Restless,
 }
 
-/// Ends what is left of an abandoned attempt: nobody watches it, limits it or will ever tell its end. Also says how many
-/// processes that were.
+/// Ends what is left of an abandoned attempt: nobody watches it, limits it or will ever tell its end. It is given `until` then
+/// to be gone. Also says how many processes that were.
 pub(super) fn bury(
     attempt: &Attempt,
     place: Place,
     cgroup: Option<&Path>,
     since: DateTime<Utc>,
     now: DateTime<Utc>,
+    until: Instant,
 ) -> io::Result<(Burial, u32)> {
     let runner = attempt.runner()?.map(|record| record.runner);
     let mut ended = match &runner {
-        Some(runner) => process::end_leftovers(runner, place.tag)?,
+        Some(runner) => process::end_leftovers(runner, place.tag, until)?,
         // It writes who it is before it starts anything.
         None => Leftovers { killed: 0, all_gone: true },
     };
     if let Some(delegated) = cgroup {
-        ended.all_gone &= Cgroup::at(delegated, &place.submission_id()).end()?;
+        ended.all_gone &= Cgroup::at(delegated, &place.submission_id()).end(until)?;
     }
     if !ended.all_gone {
         return Ok((Burial::Restless, ended.killed));

@@ -198,7 +198,7 @@ pub(super) fn end_children(cgroup: Option<&Cgroup>) -> io::Result<bool> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    cgroup.map_or(Ok(true), Cgroup::end)
+    cgroup.map_or(Ok(true), |cgroup| cgroup.end(deadline))
 }
 
 /// It has ended; it stays unwaited for.
