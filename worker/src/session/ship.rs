@@ -18,6 +18,8 @@ use tokio::{sync::mpsc, time::Instant};
 
 /// Most bytes read at once.
 const CHUNK: usize = 256 * 1024;
+/// Most of them in one look at a stream: what prints faster than it is shipped keeps no other's logs waiting.
+const CHUNKS: u32 = 16;
 /// Jobs looked at side by side.
 const WIDTH: usize = 8;
 /// A quiet log is looked at ever more rarely, up to so many intervals apart.
@@ -41,6 +43,8 @@ struct Shipment {
     done: [bool; 2],
     look_at: Instant,
     quiet: u32,
+    /// The last look left some.
+    more: bool,
 }
 
 /// Ships until the channel closes or the lease is over.
@@ -62,8 +66,10 @@ pub(super) async fn run(
             order = orders.recv() => match order {
                 None => return,
                 Some(Order::Begin(hold, submission)) => {
-                    let (offsets, done, look_at, quiet) = ([None; 2], [false; 2], Instant::now() + every, 0);
-                    shipments.insert(hold.tag.job, Shipment { hold, submission, offsets, done, look_at, quiet });
+                    let (offsets, done, look_at) = ([None; 2], [false; 2], Instant::now() + every);
+                    let (quiet, more) = (0, false);
+                    let shipment = Shipment { hold, submission, offsets, done, look_at, quiet, more };
+                    shipments.insert(hold.tag.job, shipment);
                 }
                 Some(Order::Look(job)) => {
                     if let Some(shipment) = shipments.get_mut(&job) {
@@ -84,7 +90,8 @@ pub(super) async fn run(
                     if shipment.done == [true; 2] {
                         shipped.push(Input::LogsShipped(shipment.hold));
                     } else {
-                        shipment.look_at = Instant::now() + every * shipment.quiet.clamp(1, RAREST);
+                        let quiet = every * shipment.quiet.clamp(1, RAREST);
+                        shipment.look_at = Instant::now() + if shipment.more { Duration::ZERO } else { quiet };
                         shipments.insert(shipment.hold.tag.job, shipment);
                     }
                 }
@@ -99,6 +106,7 @@ pub(super) async fn run(
 /// Ships what has grown since the last look.
 async fn look(worker: &Worker, mut shipment: Shipment) -> Shipment {
     let mut grew = false;
+    shipment.more = false;
     for (place, stream) in LogStream::ALL.into_iter().enumerate() {
         if shipment.done[place] {
             continue;
@@ -124,9 +132,10 @@ async fn ship(
     let engine = &worker.clusters[usize::from(shipment.hold.cluster)].engine;
     let from = shipment.offsets[place];
     let (tag, submission) = (shipment.hold.tag, &shipment.submission);
-    let shipped = ship_stream(worker, engine.as_ref(), tag, submission, stream, from).await?;
+    let shipped = ship_stream(worker, engine.as_ref(), tag, submission, stream, from, CHUNKS).await?;
     shipment.offsets[place] = Some(shipped.to);
     shipment.done[place] = shipped.done;
+    shipment.more |= shipped.more;
     Ok(shipped.done || from != Some(shipped.to))
 }
 
@@ -135,9 +144,11 @@ pub(super) struct Shipped {
     to: u64,
     /// To its end, and the end is marked.
     pub(super) done: bool,
+    /// Not as far as it went.
+    more: bool,
 }
 
-/// Ships what a stream holds behind `from`, or behind what the log store holds already.
+/// Ships what a stream holds behind `from`, or behind what the log store holds already, up to so many chunks.
 pub(super) async fn ship_stream(
     worker: &Worker,
     engine: &dyn Engine,
@@ -145,6 +156,7 @@ pub(super) async fn ship_stream(
     submission: &Submission,
     stream: LogStream,
     from: Option<u64>,
+    chunks: u32,
 ) -> anyhow::Result<Shipped> {
     let logs = &worker.logs;
     let mut to = match from {
@@ -152,7 +164,7 @@ pub(super) async fn ship_stream(
         // Whoever had it before may have shipped some already.
         None => logs.resume(tag.job, tag.attempt, stream).await?,
     };
-    loop {
+    for _ in 0..chunks {
         let chunk = match engine.read_log(tag, submission, stream, to, CHUNK).await {
             Ok(chunk) => chunk,
             // Forgotten already: whoever shares this reach shipped it to its end before letting it go.
@@ -168,10 +180,11 @@ pub(super) async fn ship_stream(
         if chunk.last {
             logs.finish(tag.job, tag.attempt, stream, to).await?;
             failpoint::pass("logs.finished");
-            return Ok(Shipped { to, done: true });
+            return Ok(Shipped { to, done: true, more: false });
         }
         if !grew {
-            return Ok(Shipped { to, done: false });
+            return Ok(Shipped { to, done: false, more: false });
         }
     }
+    Ok(Shipped { to, done: false, more: true })
 }

@@ -98,7 +98,8 @@ async fn finish(
     let (engine, mut done) = (served.engine.as_ref(), true);
     if engine.capabilities().logs {
         for stream in LogStream::ALL {
-            done &= ship::ship_stream(worker, engine, tag, submission, stream, None).await?.done;
+            // It has ended, so this comes to an end.
+            done &= ship::ship_stream(worker, engine, tag, submission, stream, None, u32::MAX).await?.done;
         }
     }
     if done {

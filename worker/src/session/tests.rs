@@ -53,6 +53,9 @@ struct Belled {
     /// A job ends before its start is answered, which takes so long.
     ends_at_start: Option<Duration>,
     created: Mutex<Vec<ToCreate>>,
+    /// Jobs print, and those that run faster than anybody reads.
+    prints: bool,
+    forgotten: watch::Sender<BTreeSet<SubmissionTag>>,
 }
 
 impl Default for Belled {
@@ -67,6 +70,8 @@ impl Default for Belled {
             panics: AtomicBool::new(false),
             ends_at_start: None,
             created: Mutex::default(),
+            prints: false,
+            forgotten: watch::Sender::default(),
         }
     }
 }
@@ -93,7 +98,7 @@ impl Engine for Belled {
             memory_limits: MemoryLimits::None,
             time_limits: TimeLimits::ByEngine,
             warns_on_cancel: false,
-            logs: false,
+            logs: self.prints,
             poll_interval: NEVER,
         }
     }
@@ -153,16 +158,22 @@ impl Engine for Belled {
 
     async fn read_log(
         &self,
-        _: SubmissionTag,
+        tag: SubmissionTag,
         _: &Submission,
         _: Stream,
         _: u64,
         _: usize,
     ) -> EngineResult<LogChunk> {
-        Ok(LogChunk { bytes: bytes::Bytes::new(), last: true })
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let last = self.ended.lock().unwrap().contains(&tag);
+        let bytes = if last { bytes::Bytes::new() } else { bytes::Bytes::from_static(b"more") };
+        Ok(LogChunk { bytes, last })
     }
 
-    async fn forget(&self, _: SubmissionTag, _: &Submission) -> EngineResult<()> {
+    async fn forget(&self, tag: SubmissionTag, _: &Submission) -> EngineResult<()> {
+        self.forgotten.send_modify(|forgotten| {
+            forgotten.insert(tag);
+        });
         Ok(())
     }
 }
@@ -559,4 +570,27 @@ async fn a_worker_takes_its_part_of_a_shared_limit_once_the_others_have_heard_of
         assert!((least..least + Duration::from_secs(1)).contains(&looked), "{others} others: {looked:?}");
         house.stop().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_prints_faster_than_it_is_shipped_keeps_no_other_from_being_forgotten() {
+    let mut house = House::start(Belled { prints: true, ..Belled::default() });
+    let tags = house.post(2).await;
+    house.until_watched(2).await;
+    tokio::time::sleep(Timing::default().ship * 2).await;
+    house.engine.end(tags[0]);
+    let mut forgotten = house.engine.forgotten.subscribe();
+    let record = async {
+        while let Some(delivery) = house.events.next().await {
+            let (events, settle) = delivery.split();
+            house.store.inner.apply(&events).await.unwrap();
+            settle.ack().await;
+        }
+    };
+    tokio::select! {
+        () = record => panic!("the broker is open"),
+        one = forgotten.wait_for(|tags| !tags.is_empty()) => assert_eq!(*one.unwrap(), [tags[0]].into()),
+        () = tokio::time::sleep(Duration::from_mins(1)) => panic!("its logs wait for those of the other"),
+    }
+    house.stop().await;
 }
