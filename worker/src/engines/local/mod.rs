@@ -56,8 +56,9 @@ const CALLS_AT_ONCE: usize = 64;
 #[derive(Debug)]
 pub struct LocalEngine {
     inside: Arc<Calls>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     call_timeout: Duration,
+    look_timeout: Duration,
     /// Reads whatever descriptor can be polled; here the kernel's notes that the bell has rung.
     bell: OnceCell<Option<Receiver>>,
 }
@@ -65,24 +66,47 @@ pub struct LocalEngine {
 impl LocalEngine {
     /// Opens the spool, making it if need be.
     pub fn open(config: LocalConfig, context: EngineContext) -> anyhow::Result<Self> {
-        let call_timeout = context.call_timeout;
+        let EngineContext { call_timeout, look_timeout, .. } = context;
         let inside = Arc::new(Calls::open(config, context)?);
-        Ok(Self { inside, permits: Semaphore::new(CALLS_AT_ONCE), call_timeout, bell: OnceCell::new() })
+        let permits = Arc::new(Semaphore::new(CALLS_AT_ONCE));
+        Ok(Self { inside, permits, call_timeout, look_timeout, bell: OnceCell::new() })
     }
 
-    /// One call's whole work on one blocking thread, cut off in time.
+    /// All the work of a call that does something.
     async fn call<T, F>(&self, work: F) -> EngineResult<T>
     where
         T: Send + 'static,
         F: FnOnce(&Calls) -> EngineResult<T> + Send + 'static,
     {
-        let inside = self.inside.clone();
+        self.within(self.call_timeout, work).await
+    }
+
+    /// All the work of a look.
+    async fn glance<T, F>(&self, work: F) -> EngineResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Calls) -> EngineResult<T> + Send + 'static,
+    {
+        self.within(self.look_timeout, work).await
+    }
+
+    /// The work on one blocking thread, which nobody waits for longer; it keeps its permit for as long as it takes.
+    async fn within<T, F>(&self, patience: Duration, work: F) -> EngineResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Calls) -> EngineResult<T> + Send + 'static,
+    {
+        let (inside, permits) = (self.inside.clone(), self.permits.clone());
         let done = async {
-            let _permit = self.permits.acquire().await.context("closed").map_err(EngineError::Away)?;
-            let done = tokio::task::spawn_blocking(move || work(&inside)).await;
+            let permit = permits.acquire_owned().await.context("closed").map_err(EngineError::Away)?;
+            let work = move || {
+                let _permit = permit;
+                work(&inside)
+            };
+            let done = tokio::task::spawn_blocking(work).await;
             done.context("a call ended early").map_err(EngineError::Away)?
         };
-        match tokio::time::timeout(self.call_timeout, done).await {
+        match tokio::time::timeout(patience, done).await {
             Ok(answer) => answer,
             Err(_) => Err(EngineError::Away(anyhow::anyhow!("the disk did not answer in time"))),
         }
@@ -120,7 +144,7 @@ impl Engine for LocalEngine {
         let places: EngineResult<Vec<_>> =
             submissions.iter().map(|(tag, submission)| self.inside.place(*tag, submission)).collect();
         let places = places?;
-        self.call(move |calls| calls.poll(&places)).await
+        self.glance(move |calls| calls.poll(&places)).await
     }
 
     async fn stirred(&self) {
@@ -154,11 +178,11 @@ impl Engine for LocalEngine {
     }
 
     async fn inert(&self, older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>> {
-        self.call(move |calls| calls.inert(older_than).map_err(away)).await
+        self.glance(move |calls| calls.inert(older_than).map_err(away)).await
     }
 
     async fn ended(&self, older_than: Duration) -> EngineResult<Vec<(SubmissionTag, Submission)>> {
-        self.call(move |calls| calls.ended(older_than).map_err(away)).await
+        self.glance(move |calls| calls.ended(older_than).map_err(away)).await
     }
 
     async fn read_log(
@@ -176,7 +200,7 @@ impl Engine for LocalEngine {
             Stream::Stdout => "stdout",
             Stream::Stderr => "stderr",
         };
-        self.call(move |calls| calls.read_log(place, name, offset, limit)).await
+        self.glance(move |calls| calls.read_log(place, name, offset, limit)).await
     }
 
     async fn forget(&self, tag: SubmissionTag, submission: &Submission) -> EngineResult<()> {
@@ -196,5 +220,65 @@ async fn hear(bell: &Receiver) {
         if bell.try_read(&mut notes).is_ok() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engines::conformance;
+    use futures::future::join_all;
+    use jobgate_shared::domain::{JobId, Project};
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    };
+
+    #[tokio::test]
+    async fn calls_nobody_waits_for_any_more_count_among_those_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = conformance::context("local", dir.path(), Duration::from_millis(10));
+        let mut engine = LocalEngine::open(LocalConfig::default(), context).unwrap();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let (comes_back, disk) = mpsc::channel::<()>();
+        let disk = Arc::new(Mutex::new(disk));
+        let hang = || {
+            let (begun, disk) = (begun.clone(), disk.clone());
+            engine.call(move |_| {
+                begun.fetch_add(1, Ordering::SeqCst);
+                // It never says anything; it ends.
+                disk.lock().unwrap().recv().unwrap_or_default();
+                Ok(())
+            })
+        };
+        for _ in 0..2 {
+            let answers = join_all((0..CALLS_AT_ONCE).map(|_| hang())).await;
+            assert!(answers.iter().all(|answer| matches!(answer, Err(EngineError::Away(_)))), "{answers:?}");
+        }
+        let at_work = begun.load(Ordering::SeqCst);
+        assert!(at_work <= CALLS_AT_ONCE, "{at_work} at once");
+        drop(comes_back);
+        engine.call_timeout = Duration::from_mins(1);
+        engine.call(|_| Ok(())).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_look_may_take_longer_than_a_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = conformance::context("local", dir.path(), Duration::from_mins(1));
+        let mut engine = LocalEngine::open(LocalConfig::default(), context).unwrap();
+        let tag = SubmissionTag { job: JobId::generate(), attempt: 1 };
+        let spec = JobSpec { command: vec!["true".into()], ..JobSpec::default() };
+        let job = ToCreate { tag, project: Project::default_project(), name: "job".into(), spec };
+        let submission = engine.create(&job).await.unwrap();
+        engine.call_timeout = Duration::ZERO;
+        let asked = [(tag, submission)];
+        assert_eq!(engine.poll(&asked).await.unwrap(), [Sighting::Inert]);
+        assert_eq!(engine.inert(Duration::ZERO).await.unwrap(), asked);
+        assert_eq!(engine.ended(Duration::ZERO).await.unwrap(), []);
+        let [(tag, submission)] = asked;
+        let chunk = engine.read_log(tag, &submission, Stream::Stdout, 0, 1).await.unwrap();
+        assert!(chunk.bytes.is_empty() && !chunk.last);
     }
 }
