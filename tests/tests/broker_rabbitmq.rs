@@ -277,6 +277,58 @@ async fn a_tag_of_an_old_channel_settles_nothing_on_a_new_one() -> Result<()> {
     Ok(())
 }
 
+/// What the cut channel gave still fills the inbox of a reader that takes nothing when it comes again on the new channel.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_under_a_busy_reader_gives_its_messages_back_only_once() -> Result<()> {
+    let server = RabbitMq::start().await?;
+    let vhost = server.vhost().await?;
+    let (connection, channel) = raw(vhost.url()).await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    // The broker drops what is given back more often.
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(2));
+    channel.queue_declare(DISPATCH.into(), QueueDeclareOptions::durable(), arguments).await?;
+    connection.close(200, "done".into()).await?;
+    let broker = connect(vhost.url(), "worker");
+    let mut sent = Vec::new();
+    for _ in 0..8 {
+        sent.push(publish(&broker, &shared()).await?);
+    }
+    let mut hints = broker.hints(&[shared()], 4);
+    until("half of them are out", STEP, async || {
+        let ready = vhost.queue_depth(DISPATCH).await?;
+        ensure!(ready == 4, "{ready} are ready");
+        Ok(())
+    })
+    .await?;
+    let name = vhost.url().rsplit_once('/').context("a vhost")?.1;
+    let consumers = async || {
+        let listed =
+            server.rabbitmqctl(&["--quiet", "list_consumers", "--vhost", name, "channel_pid"]).await?;
+        anyhow::Ok(listed.lines().filter(|line| line.contains('<')).map(str::to_owned).collect::<Vec<_>>())
+    };
+    let before = consumers().await?;
+    server.rabbitmqctl(&["close_all_connections", "--global", "of a test"]).await?;
+    let consumed_again = async {
+        loop {
+            let now = consumers().await?;
+            if !now.is_empty() && now != before {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(RECONNECT, consumed_again).await??;
+
+    let mut seen = Vec::new();
+    while !sent.iter().all(|hint| seen.contains(hint)) {
+        let (body, delivery) = next(&mut hints, STEP).await?.split();
+        delivery.ack().await;
+        seen.push(body);
+    }
+    broker.close().await;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_deleted_under_its_consumer_is_made_and_consumed_again() -> Result<()> {
     let vhost = Vhost::fresh().await?;

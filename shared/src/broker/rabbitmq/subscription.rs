@@ -29,7 +29,7 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, error::TrySendError},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -173,7 +173,7 @@ impl Intake {
     async fn serve<T: Message>(&mut self, deliveries: &mpsc::Sender<Delivery<T>>) -> anyhow::Error {
         let mut look = tokio::time::interval(LOOK);
         loop {
-            self.hand_out(deliveries);
+            let full = self.hand_out(deliveries);
             let desk = self.desk.clone();
             let room = async {
                 match &desk {
@@ -187,6 +187,7 @@ impl Intake {
                     return error;
                 },
                 () = room => {}
+                _ = deliveries.reserve(), if full => {}
                 _ = look.tick() => if !self.channel.status().connected() {
                     return anyhow!("the channel is gone");
                 },
@@ -220,9 +221,21 @@ impl Intake {
         if self.waiting.len() == before { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
-    /// Hands out as many deliveries as may be out.
-    fn hand_out<T: Message>(&mut self, deliveries: &mpsc::Sender<Delivery<T>>) {
-        while self.desk.as_ref().is_none_or(|desk| desk.has_room()) {
+    /// Hands out as many deliveries as may be out; true when more may be, but nobody takes those that are. What an earlier
+    /// channel gave can fill the inbox: dropped for that, a delivery would go back and come again at once, without end.
+    fn hand_out<T: Message>(&mut self, deliveries: &mpsc::Sender<Delivery<T>>) -> bool {
+        while self.desk.as_ref().is_none_or(|desk| desk.has_room()) && !self.waiting.is_empty() {
+            let free = match (deliveries.try_reserve(), &self.desk) {
+                (Ok(free), _) => free,
+                (Err(TrySendError::Full(())), Some(_)) => return true,
+                (Err(TrySendError::Full(())), None) => {
+                    // Nudges: those in the inbox say the same.
+                    self.waiting.clear();
+                    break;
+                }
+                // The end is near.
+                (Err(TrySendError::Closed(())), _) => break,
+            };
             let Some((tag, (place, received))) = self.waiting.pop_first() else { break };
             let queue = &self.taps[place].queue;
             let (redelivered, body) = (received.redelivered, T::decode(&received.data));
@@ -246,9 +259,9 @@ impl Intake {
                     continue;
                 }
             };
-            // Full only of nudges: of the others, no more are out than fit in. Closed: the end is near.
-            deliveries.try_send(delivery).ok();
+            free.send(delivery);
         }
+        false
     }
 
     /// Closes the channel: what is out goes back to its queue.
