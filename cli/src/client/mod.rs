@@ -291,8 +291,9 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
+        let id = response.headers().get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let body = response.bytes().await.unwrap_or_default();
-        Err(ClientError::Refused(Box::new(Problem::from_response(status.as_u16(), &body))))
+        Err(ClientError::Refused(Box::new(Problem::from_response(status.as_u16(), id, &body))))
     }
 
     fn url(&self, path: &str) -> Url {

@@ -19,33 +19,20 @@ pub(crate) struct Problem {
     pub(crate) detail: String,
     /// The field of the request it is about.
     pub(crate) field: Option<String>,
-    /// Several faults at once.
-    pub(crate) errors: Vec<Fault>,
-    /// What the gateway's log knows the request by.
+    /// What the gateway's log knows the request by; a header of the response.
+    #[serde(skip)]
     pub(crate) request_id: Option<String>,
-}
-
-/// One of several faults.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub(crate) struct Fault {
-    /// The field.
-    pub(crate) field: String,
-    /// What is wrong with it.
-    #[serde(alias = "detail")]
-    pub(crate) message: String,
 }
 
 impl Problem {
     /// The problem in a response; a body that is none is shown in short.
-    pub(crate) fn from_response(status: u16, body: &[u8]) -> Self {
-        let mut problem = serde_json::from_slice::<Self>(body).unwrap_or_else(|_| {
+    pub(crate) fn from_response(status: u16, request_id: Option<String>, body: &[u8]) -> Self {
+        let problem = serde_json::from_slice::<Self>(body).unwrap_or_else(|_| {
             let text = String::from_utf8_lossy(body);
             let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
             Self { detail: line.chars().take(200).collect(), ..Self::default() }
         });
-        problem.status = status;
-        problem
+        Self { status, request_id, ..problem }
     }
 
     /// The problem in an item of a batch's answer.
@@ -69,12 +56,7 @@ impl fmt::Display for Problem {
         if let Some(field) = self.field.as_ref().filter(|field| !said.contains(field.as_str())) {
             said = format!("{field}: {said}");
         }
-        for Fault { field, message } in &self.errors {
-            if !(said.contains(field.as_str()) && said.contains(message.as_str())) {
-                said = format!("{said}; {field}: {message}");
-            }
-        }
-        if let (500.., Some(id)) = (self.status, &self.request_id) {
+        if let (500, Some(id)) = (self.status, &self.request_id) {
             said = format!("{said} (request {id})");
         }
         f.write_str(&clean(&said))
@@ -86,7 +68,7 @@ mod tests {
     use super::*;
 
     fn said(status: u16, body: &str) -> String {
-        Problem::from_response(status, body.as_bytes()).to_string()
+        Problem::from_response(status, Some("r-1".to_owned()), body.as_bytes()).to_string()
     }
 
     #[test]
@@ -96,19 +78,12 @@ mod tests {
         let body =
             r#"{"title":"Bad Request","detail":"spec.command: must hold a program","field":"spec.command"}"#;
         assert_eq!(said(400, body), "spec.command: must hold a program");
-        let body = r#"{"title":"Invalid","errors":[{"field":"name","message":"is too long"},{"field":"labels","detail":"are many"}]}"#;
-        assert_eq!(said(400, body), "Invalid; name: is too long; labels: are many");
     }
 
     #[test]
     fn a_body_that_is_no_problem_is_shown_in_short() {
         assert_eq!(said(502, "\n<html>Bad gateway</html>\n"), "<html>Bad gateway</html>");
-        assert_eq!(said(500, ""), "the gateway answered 500");
+        assert_eq!(said(404, ""), "the gateway answered 404");
         assert_eq!(said(400, "evil\u{1b}[2Jtext"), "evil[2Jtext");
-    }
-
-    #[test]
-    fn a_fault_of_the_gateway_tells_the_request() {
-        assert_eq!(said(500, r#"{"title":"Internal","request_id":"r-1"}"#), "Internal (request r-1)");
     }
 }

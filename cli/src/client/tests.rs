@@ -91,6 +91,14 @@ async fn a_refusal_is_the_problem_the_gateway_told() {
 }
 
 #[tokio::test]
+async fn a_fault_of_the_gateway_tells_what_its_log_knows_the_request_by() {
+    let faulty = answer("500 Internal Server Error\r\nx-request-id: r-1", r#"{"title":"Internal"}"#);
+    let server = Canned::answering(vec![Some(faulty)]).await;
+    let error = server.client().send(Request::post("/v1/jobs")).await.unwrap_err();
+    assert_eq!(error.to_string(), "Internal (request r-1)");
+}
+
+#[tokio::test]
 async fn what_can_be_made_again_is_made_again_with_the_same_key() {
     let busy = answer("503 Service Unavailable", r#"{"title":"the store is away"}"#);
     let server = Canned::answering(vec![None, Some(busy), Some(answer("201 Created", "{}"))]).await;
