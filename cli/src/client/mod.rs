@@ -3,6 +3,8 @@
 //! Requests that can be made again are made again for a while when the gateway is away; everything else fails at once.
 
 mod address;
+#[cfg(test)]
+pub(crate) mod canned;
 mod documents;
 mod events;
 mod problem;

@@ -1,69 +1,9 @@
 //! The client against a server that answers from a list.
 
-use super::*;
-use std::sync::{Arc, Mutex};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+use super::{
+    canned::{Canned, answer},
+    *,
 };
-
-/// Answers each connection with the next of `answers` (none: hangs up) and keeps what it was asked.
-struct Canned {
-    address: String,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Canned {
-    async fn answering(answers: Vec<Option<String>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let record = asked.clone();
-        jobgate_shared::supervise::Tasks::default().spawn("canned server", async move {
-            for answer in answers {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let request = read_request(&mut stream).await;
-                record.lock().unwrap().push(request);
-                if let Some(answer) = answer {
-                    stream.write_all(answer.as_bytes()).await.unwrap();
-                }
-            }
-        });
-        Self { address, asked }
-    }
-
-    fn client(&self) -> Client {
-        // Reaching the canned server needs no TLS, but building a client does.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        Client::new(Target::known(&self.address, Some("jgt_secret".to_owned().into())).unwrap()).unwrap()
-    }
-
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
-    }
-}
-
-async fn read_request(stream: &mut tokio::net::TcpStream) -> String {
-    let mut bytes = Vec::new();
-    loop {
-        let mut chunk = [0; 4096];
-        let n = stream.read(&mut chunk).await.unwrap();
-        bytes.extend_from_slice(&chunk[..n]);
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length =
-                head.lines().find_map(|l| l.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
-            if n == 0 || body.len() >= length.unwrap_or(0) {
-                return text;
-            }
-        }
-    }
-}
-
-fn answer(status: &str, body: &str) -> String {
-    let length = body.len();
-    format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
-}
 
 #[tokio::test]
 async fn a_request_carries_token_key_and_parameters() {
