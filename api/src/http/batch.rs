@@ -46,7 +46,7 @@ pub(super) enum ItemOutcome {
     /// Stored; told in short, as asked by `Prefer: return=minimal`.
     #[serde(rename = "job")]
     Minimal(MinimalJob),
-    /// Not stored.
+    /// Not stored; with the status 503, not known to be.
     Error(Problem),
 }
 

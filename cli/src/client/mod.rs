@@ -229,10 +229,19 @@ impl Client {
 
     /// Makes the request, again while that helps; a document as answered.
     pub(crate) async fn send(&self, request: Request) -> Result<Value, ClientError> {
+        self.send_checked(request, |_| Ok(())).await
+    }
+
+    /// The same for what an answer alone does not settle: an error `check` finds in it is one of the request.
+    pub(crate) async fn send_checked(
+        &self,
+        request: Request,
+        check: impl Fn(&Value) -> Result<(), ClientError>,
+    ) -> Result<Value, ClientError> {
         let began = Instant::now();
         let mut delays = Delays::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
-            let answer = self.send_once(&request).await;
+            let answer = self.send_once(&request).await.and_then(|answer| check(&answer).map(|()| answer));
             let delay = delays.next_delay();
             match answer {
                 Err(error)

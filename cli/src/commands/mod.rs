@@ -102,6 +102,11 @@ pub(crate) fn tell(line: impl std::fmt::Display) {
     }
 }
 
+/// The same request may succeed later; whether this one did something is not known.
+fn is_transient(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ClientError>().is_some_and(ClientError::is_transient)
+}
+
 /// A refusal is an answer about one job; anything else ends the command.
 fn refusal(error: ClientError) -> anyhow::Result<String> {
     match error {

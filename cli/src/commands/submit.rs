@@ -2,9 +2,9 @@
 //!
 //! Every submission carries an idempotency key, so that a request whose answer was lost is made again without fear.
 
-use super::{Connection, Session, read, select::Moment, tell, wait_for_end};
+use super::{Connection, Session, is_transient, read, select::Moment, tell, wait_for_end};
 use crate::{
-    client::{Client, JobDoc, Problem, Request},
+    client::{Client, ClientError, JobDoc, Problem, Request},
     config::Config,
     exit::{Exit, Usage},
     job_file,
@@ -150,20 +150,33 @@ impl Submit {
             }
             Some(_) | None => self.connection.open(config)?,
         };
-        let (jobs, well) = match &self.file {
-            None => {
-                let request = Request::post("/v1/jobs").json(&self.job.document()?).key(key);
-                let job = client.send(request).await?;
-                show(&mut output, &job, self.wait)?;
-                (vec![job], true)
-            }
+        let submitted = match &self.file {
+            None => self.submit_one(&client, &mut output, &key).await,
             Some(file) => {
                 let entries = job_file::read(file)?;
-                submit_entries(&client, &mut output, &entries, &key, self.wait).await?
+                submit_entries(&client, &mut output, &entries, &key, self.wait).await
             }
         };
+        let (jobs, well) = submitted.map_err(|error| {
+            let advice =
+                format!("whether jobs are stored is not known; again with --key {key} none is stored twice");
+            if is_transient(&error) { error.context(advice) } else { error }
+        })?;
         let well = if self.wait { wait_for_all(&client, &mut output, &jobs).await? && well } else { well };
         Ok(if well { Exit::Done } else { Exit::Unwell })
+    }
+
+    /// Submits the job in the flags.
+    async fn submit_one(
+        &self,
+        client: &Client,
+        output: &mut Output,
+        key: &str,
+    ) -> anyhow::Result<(Vec<Value>, bool)> {
+        let request = Request::post("/v1/jobs").json(&self.job.document()?).key(key);
+        let job = client.send(request).await?;
+        show(output, &job, self.wait)?;
+        Ok((vec![job], true))
     }
 }
 
@@ -200,14 +213,14 @@ async fn submit_entries(
     Ok((accepted, well))
 }
 
-/// Submits a batch under a key; one outcome per job, in order.
+/// Submits a batch under a key; one outcome per job, in order. Fails unless every job is known to be stored or refused.
 pub(crate) async fn post_batch(
     client: &Client,
     jobs: &[&str],
     key: &str,
 ) -> anyhow::Result<Vec<Result<Value, Box<Problem>>>> {
     let request = Request::post("/v1/jobs/batch").ndjson(jobs.join("\n")).key(key);
-    let mut answer = client.send(request).await?;
+    let mut answer = client.send_checked(request, all_known).await?;
     let items = answer.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
     anyhow::ensure!(
         items.len() == jobs.len(),
@@ -220,6 +233,14 @@ pub(crate) async fn post_batch(
         None => Err(Box::new(Problem::from_item(item.get("error").unwrap_or(&Value::Null)))),
     };
     Ok(items.into_iter().map(outcome).collect())
+}
+
+/// A store that goes away leaves it open which jobs of a batch it took; the whole batch under the same key settles that.
+fn all_known(answer: &Value) -> Result<(), ClientError> {
+    let items = answer.get("items").and_then(Value::as_array).into_iter().flatten();
+    let mut problems = items.filter_map(|item| item.get("error")).map(Problem::from_item);
+    let unknown = problems.find(Problem::is_transient);
+    unknown.map_or(Ok(()), |problem| Err(ClientError::Refused(Box::new(problem))))
 }
 
 fn show(output: &mut Output, job: &Value, quiet: bool) -> anyhow::Result<()> {
@@ -259,6 +280,7 @@ async fn wait_for_all(client: &Client, output: &mut Output, jobs: &[Value]) -> a
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::canned::{Canned, answer};
     use clap::Parser;
 
     #[derive(Parser)]
@@ -311,5 +333,20 @@ mod tests {
         assert!(document(&["--priority", "101", "--", "true"]).is_err());
         assert!(document(&["--file", "x", "--", "true"]).is_err());
         assert!(document(&["--time-limit", "1s 5ms", "--", "true"]).unwrap_err().contains("whole seconds"));
+    }
+
+    #[tokio::test]
+    async fn a_batch_the_store_went_away_from_is_sent_again_under_its_key() {
+        let away = r#"{"error":{"type":"urn:jobgate:problem:store-away","title":"away","status":503}}"#;
+        let first = answer("200 OK", &format!(r#"{{"items":[{{"job":{{"id":"1"}}}},{away}]}}"#));
+        let second = answer("200 OK", r#"{"items":[{"job":{"id":"1"}},{"job":{"id":"2"}}]}"#);
+        let server = Canned::answering(vec![Some(first), Some(second)]).await;
+        let outcomes = post_batch(&server.client(), &["{}", "{}"], "k-0").await.unwrap();
+        let jobs: Vec<Value> = outcomes.into_iter().map(Result::unwrap).collect();
+        assert_eq!(jobs, [json!({"id": "1"}), json!({"id": "2"})]);
+        let asked = server.asked();
+        assert_eq!(asked.len(), 2);
+        assert_eq!(asked[0], asked[1]);
+        assert!(asked[0].contains("idempotency-key: k-0"), "{}", asked[0]);
     }
 }
