@@ -82,6 +82,16 @@ impl ClientError {
             Self::Unreadable { .. } | Self::Address { .. } | Self::Token { .. } => false,
         }
     }
+
+    /// What was asked for may have been done all the same.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => !(source.is_builder() || source.is_connect()),
+            Self::Refused(problem) => problem.is_transient(),
+            Self::Unreadable { .. } => true,
+            Self::Address { .. } | Self::Token { .. } => false,
+        }
+    }
 }
 
 /// A body as it comes in.

@@ -2,7 +2,7 @@
 
 use super::{Connection, Session, read, refusal, select::Select, tell};
 use crate::{
-    client::{Client, JobDoc, Request},
+    client::{Client, ClientError, JobDoc, Request},
     config::Config,
     exit::{Exit, Usage},
     render::{clean, clean_line},
@@ -37,6 +37,28 @@ fn verb(command: Command) -> &'static str {
     }
 }
 
+/// The request for a command; made again while the gateway is away, unless that could do more than was asked for.
+fn request(command: Command, path: &str) -> Request {
+    let request = Request::post(path);
+    match command {
+        // None of them does anything when it is done already, though a released job may have begun since and says so.
+        Command::Cancel | Command::Hold | Command::Release => request.repeatable(),
+        // A job that has failed again meanwhile would be retried again.
+        Command::Retry => request,
+    }
+}
+
+/// Tells of a command made once that it may have been carried out.
+fn doubt(command: Command, error: anyhow::Error) -> anyhow::Error {
+    let in_doubt = error.downcast_ref().is_some_and(ClientError::is_in_doubt);
+    match command {
+        Command::Retry if in_doubt => {
+            error.context("jobs may have been retried; see how they stand before you retry them again")
+        }
+        Command::Cancel | Command::Hold | Command::Release | Command::Retry => error,
+    }
+}
+
 impl Act {
     pub(crate) async fn run(self, command: Command, config: &Config) -> anyhow::Result<Exit> {
         let by_filter = self.all || !self.select.is_empty();
@@ -54,9 +76,7 @@ impl Act {
         let Session { client, mut output } = self.connection.open(config)?;
         let mut exit = Exit::Done;
         for job in &self.jobs {
-            // Each of them does nothing when it is done already.
-            let request = Request::post(format!("/v1/jobs/{job}/{}", verb(command))).repeatable();
-            match client.send(request).await {
+            match client.send(request(command, &format!("/v1/jobs/{job}/{}", verb(command)))).await {
                 Ok(document) if output.is_json() => output.document(&document)?,
                 Ok(document) => {
                     let job: JobDoc = read(&document)?;
@@ -70,7 +90,7 @@ impl Act {
                 }
                 Err(error) => {
                     exit = Exit::Unwell;
-                    let why = refusal(error)?;
+                    let why = refusal(error).map_err(|error| doubt(command, error))?;
                     tell(format_args!("{job}: {why}"));
                 }
             }
@@ -129,8 +149,9 @@ pub(crate) async fn bulk(
     loop {
         let everything = all.then(|| ("all", "true".to_owned()));
         let cursor = outcome.next_cursor.take().map(|cursor| ("cursor", cursor));
-        let request = Request::post(format!("/v1/jobs/{}", verb(command))).query(query.clone());
-        let document = client.send(request.query(everything).query(cursor).repeatable()).await?;
+        let request = request(command, &format!("/v1/jobs/{}", verb(command))).query(query.clone());
+        let answer = client.send(request.query(everything).query(cursor)).await;
+        let document = answer.map_err(|error| doubt(command, error.into()))?;
         let part: BulkDoc = read(&document)?;
         outcome.matched += part.matched;
         outcome.done += part.done;
@@ -139,6 +160,50 @@ pub(crate) async fn bulk(
         outcome.next_cursor = part.next_cursor;
         if outcome.next_cursor.is_none() {
             return Ok(outcome);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::canned::{Canned, answer};
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        act: Act,
+    }
+
+    const JOB: &str = "0197a3a8-7c1e-7000-8000-000000000001";
+
+    /// How a command ends whose first answer is lost, and how often it is asked for.
+    async fn unanswered(command: Command, jobs: &[&str], next: &str) -> (anyhow::Result<Exit>, usize) {
+        let server = Canned::answering(vec![None, Some(answer("200 OK", next))]).await;
+        let place = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: place.path().to_owned(), ..Config::default() };
+        let line = Line::parse_from([&["x", "--server", &server.address], jobs].concat());
+        let exit = line.act.run(command, &config).await;
+        (exit, server.asked().len())
+    }
+
+    #[tokio::test]
+    async fn a_retry_that_was_not_answered_is_not_made_again_and_left_to_whoever_asked_for_it() {
+        for jobs in [[JOB].as_slice(), &["--label", "nightly"]] {
+            let (exit, asked) = unanswered(Command::Retry, jobs, "{}").await;
+            assert_eq!(asked, 1);
+            let error = exit.unwrap_err();
+            assert!(error.to_string().starts_with("jobs may have been retried"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_nothing_when_it_is_done_already_is_made_again() {
+        let job = format!(r#"{{"id":"{JOB}","state":"CANCELED"}}"#);
+        for command in [Command::Cancel, Command::Hold, Command::Release] {
+            let (exit, asked) = unanswered(command, &[JOB], &job).await;
+            assert_eq!((exit.unwrap(), asked), (Exit::Done, 2));
         }
     }
 }
