@@ -71,7 +71,8 @@ impl Events {
     async fn connect(&self) -> Result<(Body, Decoder), ClientError> {
         let request =
             Request::get(self.path.clone()).query(self.query.clone()).resume_after(self.last_id.clone());
-        Ok((self.client.stream(request).await?, Decoder::default()))
+        let (_, body) = self.client.stream(request).await?;
+        Ok((body, Decoder::default()))
     }
 }
 

@@ -21,7 +21,10 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
 use jobgate_shared::{domain::Project, retry::Delays};
-use reqwest::{Method, Url, header};
+use reqwest::{
+    Method, Url,
+    header::{self, HeaderMap},
+};
 use serde_json::Value;
 use std::{path::Path, pin::Pin, time::Duration};
 use tokio::time::Instant;
@@ -275,11 +278,12 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| ClientError::Unreadable { url, source: error.into() })
     }
 
-    /// Makes the request once; the body as it comes, however long that takes.
-    pub(crate) async fn stream(&self, request: Request) -> Result<Body, ClientError> {
+    /// Makes the request once; the headers, and the body as it comes, however long that takes.
+    pub(crate) async fn stream(&self, request: Request) -> Result<(HeaderMap, Body), ClientError> {
         let response = self.begin(&request, None).await?;
-        let client = self.clone();
-        Ok(Box::pin(response.bytes_stream().map_err(move |source| client.unreachable(source))))
+        let (client, headers) = (self.clone(), response.headers().clone());
+        let body = response.bytes_stream().map_err(move |source| client.unreachable(source));
+        Ok((headers, Box::pin(body)))
     }
 
     async fn begin(

@@ -252,7 +252,7 @@ async fn report(client: &Client, label: &str, output: &mut Output) -> anyhow::Re
 /// The end of a job's standard error, if it wrote any.
 async fn show_last_lines(client: &Client, job: &JobDoc, output: &mut Output) -> anyhow::Result<()> {
     use futures::TryStreamExt as _;
-    let body = client.stream(Request::get(format!("/v1/jobs/{}/logs/stderr", job.id))).await?;
+    let (_, body) = client.stream(Request::get(format!("/v1/jobs/{}/logs/stderr", job.id))).await?;
     let bytes = body.try_fold(Vec::new(), |mut all, piece| async move {
         all.extend_from_slice(&piece);
         Ok(all)
