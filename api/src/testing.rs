@@ -79,6 +79,8 @@ pub(crate) struct ScriptedStore {
     pub(crate) inserts: Mutex<Vec<InsertCall>>,
     /// A retry by hand overtakes the next removal.
     pub(crate) overtaken: AtomicBool,
+    /// So many calls of `compact_counts` leave something for the next.
+    pub(crate) uncompacted: AtomicUsize,
     /// Inserts wait while this is false.
     pub(crate) open: watch::Sender<bool>,
     /// Calls of anything but `insert`.
@@ -94,6 +96,7 @@ impl ScriptedStore {
             poison: "poison",
             inserts: Mutex::default(),
             overtaken: AtomicBool::new(false),
+            uncompacted: AtomicUsize::new(0),
             open: watch::channel(true).0,
             calls: AtomicUsize::new(0),
         })
@@ -121,7 +124,7 @@ impl Apply for ScriptedStore {
     }
 }
 
-/// Every call but `insert` and `remove` is simply passed on unless the store is away.
+/// Every call but `insert`, `remove` and `compact_counts` is simply passed on unless the store is away.
 macro_rules! passing_on {
     ($($call:ident($($name:ident: $kind:ty),*) -> $told:ty;)*) => {
         #[async_trait]
@@ -137,6 +140,13 @@ macro_rules! passing_on {
                     self.inner.command(scope, &[job], Command::Retry, "token:faster").await?;
                 }
                 self.inner.remove(scope, job).await
+            }
+
+            async fn compact_counts(&self) -> StoreResult<bool> {
+                self.answer()?;
+                self.inner.compact_counts().await?;
+                let fewer = |left: usize| left.checked_sub(1);
+                Ok(self.uncompacted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok())
             }
 
             async fn insert(&self, jobs: &[NewJob], hinted: Option<Duration>) -> StoreResult<Vec<Inserted>> {
@@ -180,7 +190,6 @@ passing_on! {
     retire(jobs: &[JobId], before: DateTime<Utc>) -> u64;
     depths() -> Vec<Depth>;
     oldest() -> Vec<Oldest>;
-    compact_counts() -> ();
     changes(after: FeedCursor, limit: u32) -> Changes;
     feed_end() -> FeedCursor;
     outstanding() -> Vec<Hinted>;

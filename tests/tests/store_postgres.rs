@@ -388,6 +388,31 @@ async fn the_feed_misses_nothing_of_claims_that_wait_for_the_row_of_a_limited_cl
     Ok(slow.close().await?)
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_that_are_over_are_forgotten_as_long_as_there_are_any() -> Result<()> {
+    const CLAIMS: i64 = 3_000;
+    let database = Database::fresh().await?;
+    let store = open(database.url()).await?;
+    let mut connection = PgConnection::connect(database.url()).await?;
+    let ids = insert(&store, 1).await?;
+    let worker = worker(&store).await?;
+    run(&store, worker, &ids, Ending::Finished).await?;
+    let held = insert(&store, 1).await?;
+    store.claim(worker, &serves(), &held).await?;
+    // As many claims made one by one.
+    let claim = "-- claim_often
+        INSERT INTO claims (worker_id, claimed_at, check_at, hinted, job_ids, epochs)
+        SELECT $1, now(), now(), 0, ARRAY[$2], ARRAY[1] FROM generate_series(1, $3)";
+    sqlx::query(claim).bind(worker.0).bind(ids[0].0).bind(CLAIMS).execute(&mut connection).await?;
+    sqlx::raw_sql("-- check_now\nUPDATE claims SET check_at = now()").execute(&mut connection).await?;
+    while store.compact_counts().await? {}
+    let left: Vec<Vec<uuid::Uuid>> =
+        sqlx::query_scalar("-- claims_left\nSELECT job_ids FROM claims").fetch_all(&mut connection).await?;
+    ensure!(left == [vec![held[0].0]], "{} claims are left", left.len());
+    store.close().await;
+    Ok(connection.close().await?)
+}
+
 #[tokio::test]
 async fn a_schema_that_is_older_than_the_build_is_refused_at_the_start() -> Result<()> {
     let database = Database::fresh().await?;

@@ -135,6 +135,18 @@ async fn two_processes_see_to_many_notes_with_one_question_each_and_rests_and_sh
     stage.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn counts_are_folded_and_claims_forgotten_until_nothing_is_left_with_rests_between() {
+    let stage = Stage::new();
+    let store = ScriptedStore::new();
+    store.uncompacted.store(3, Ordering::SeqCst);
+    let began = Instant::now();
+    house(store.clone(), &stage, &LogStore::in_memory(), Config::default()).compact().await.unwrap();
+    assert_eq!(store.calls.load(Ordering::SeqCst), 4);
+    assert!(began.elapsed() >= SHORTEST_REST * 3, "rested for {:?} only", began.elapsed());
+    stage.end().await;
+}
+
 #[test]
 fn a_gauge_of_a_queue_that_is_gone_is_shown_as_zero_once() {
     let labels = |priority, state| (cluster("local"), priority, state);

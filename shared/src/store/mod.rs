@@ -192,8 +192,9 @@ pub trait Store: Apply {
     /// The oldest due job of each queue.
     async fn oldest(&self) -> StoreResult<Vec<Oldest>>;
 
-    /// Folds appended count deltas together; cheap, and safe from many processes.
-    async fn compact_counts(&self) -> StoreResult<()>;
+    /// Folds appended count deltas together and forgets a bounded number of claims that are over; cheap, and safe from many
+    /// processes. True: more claims are to be looked at now.
+    async fn compact_counts(&self) -> StoreResult<bool>;
 
     /// The feed after `after`, in commit order; what one commit did, job by job in the order of ids.
     async fn changes(&self, after: FeedCursor, limit: u32) -> StoreResult<Changes>;

@@ -429,7 +429,7 @@ carried! { Store:
         retire(jobs: &[JobId] = &jobs, before: DateTime<Utc> = before) -> u64;
         depths() -> Vec<Depth>;
         oldest() -> Vec<Oldest>;
-        compact_counts() -> ();
+        compact_counts() -> bool;
         changes(after: FeedCursor = after, limit: u32 = limit) -> Changes;
         feed_end() -> FeedCursor;
         outstanding() -> Vec<Hinted>;

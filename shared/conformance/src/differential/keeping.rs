@@ -52,7 +52,7 @@ impl Keeping {
                 pair.both(async |store| store.retire(&jobs, before).await).await.map(drop)
             }
             Self::Depths => depths(pair).await.map(drop),
-            Self::CompactCounts => pair.both(async |store| store.compact_counts().await).await,
+            Self::CompactCounts => pair.both(async |store| store.compact_counts().await).await.map(drop),
             Self::Changes { after, limit } => pair.read_again(*after, *limit).await,
             Self::FeedEnd => pair.feed_end().await,
         }

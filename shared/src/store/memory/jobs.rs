@@ -231,8 +231,8 @@ impl Store for MemoryStore {
         Ok(queues.into_iter().map(oldest).collect())
     }
 
-    async fn compact_counts(&self) -> StoreResult<()> {
-        Ok(())
+    async fn compact_counts(&self) -> StoreResult<bool> {
+        Ok(false)
     }
 
     async fn changes(&self, after: FeedCursor, limit: u32) -> StoreResult<Changes> {

@@ -17,7 +17,7 @@ impl Pools {
         self.read(Lane::Read, "count jobs", &(), |c, ()| depths(c)).await
     }
 
-    pub(super) async fn compact_counts(self: &Arc<Self>) -> StoreResult<()> {
+    pub(super) async fn compact_counts(self: &Arc<Self>) -> StoreResult<bool> {
         self.write(Lane::Hot, "fold counts", (), |c, ()| fold(c)).await?;
         self.prune_claims().await
     }

@@ -262,7 +262,7 @@ impl Store for PostgresStore {
         timed("oldest", self.pools.oldest()).await
     }
 
-    async fn compact_counts(&self) -> StoreResult<()> {
+    async fn compact_counts(&self) -> StoreResult<bool> {
         timed("compact_counts", self.pools.compact_counts()).await
     }
 

@@ -116,15 +116,15 @@ impl Pools {
     }
 
     /// Forgets claims that no job belongs to any more. A claim is looked at first after some seconds, then ever more
-    /// rarely while jobs belong to it.
-    pub(super) async fn prune_claims(self: &Arc<Self>) -> StoreResult<()> {
+    /// rarely while jobs belong to it. True: there are more whose turn it is.
+    pub(super) async fn prune_claims(self: &Arc<Self>) -> StoreResult<bool> {
         for _ in 0..MAX_PRUNINGS {
             let seen = self.write(Lane::Hot, "prune claims", (), |c, ()| prune(c)).await?;
             if seen < MAX_ROWS {
-                break;
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -269,9 +269,9 @@ impl Store for SqliteStore {
         self.oldest_due().await
     }
 
-    async fn compact_counts(&self) -> StoreResult<()> {
+    async fn compact_counts(&self) -> StoreResult<bool> {
         // Counts are kept in place: one writer has nobody to wait for.
-        Ok(())
+        Ok(false)
     }
 
     async fn changes(&self, after: FeedCursor, limit: u32) -> StoreResult<Changes> {
