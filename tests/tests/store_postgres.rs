@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use jobgate_conformance::store::Stage;
 use jobgate_shared::domain::{
     ClusterName, Command, Document, Ending, Job, JobId, JobSpec, JobState, NewJob, Observation, Project,
@@ -129,6 +129,25 @@ async fn run(store: &PostgresStore, worker: WorkerId, ids: &[JobId], ending: End
     let events: Vec<StatusEvent> = jobs.iter().map(|job| ended(job, ending, at)).collect();
     let applied = store.apply(&events).await?;
     ensure!(applied.iter().all(|a| *a == Applied::Advanced), "{applied:?}");
+    Ok(())
+}
+
+/// Rows of jobs that were accepted and ended one a second, the first of them then.
+async fn make_ended(connection: &mut PgConnection, first: DateTime<Utc>, count: i64) -> Result<()> {
+    let make = "-- make_ended
+        WITH times AS (
+            SELECT $1::timestamptz + make_interval(secs => n) AS at FROM generate_series(0, $2::bigint - 1) AS n
+        ), made AS (
+            SELECT at, (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '70008000000000000000')::uuid AS id
+              FROM times
+        ), bodies AS (
+            INSERT INTO jobs (id, created_at, project, cluster, name, created_by, spec)
+            SELECT id, at, 'default', 'local', 'sum', 'token:test', '{}' FROM made
+        )
+        INSERT INTO job_state (job_id, project, cluster, max_attempts, priority, due_at, attempt, epoch, fruitless_claims,
+                               state, version, cancel_requested, last_epoch, last_seq, finished_at)
+        SELECT id, 'default', 'local', 1, 0, at, 1, 1, 0, 5, 1, false, 1, 1, at FROM made";
+    sqlx::query(make).bind(first).bind(count).execute(connection).await?;
     Ok(())
 }
 
@@ -409,6 +428,31 @@ async fn claims_that_are_over_are_forgotten_as_long_as_there_are_any() -> Result
     let left: Vec<Vec<uuid::Uuid>> =
         sqlx::query_scalar("-- claims_left\nSELECT job_ids FROM claims").fetch_all(&mut connection).await?;
     ensure!(left == [vec![held[0].0]], "{} claims are left", left.len());
+    store.close().await;
+    Ok(connection.close().await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_retired_when_it_is_old_enough_however_many_young_ones_come_after_it() -> Result<()> {
+    const BATCH: u32 = 500;
+    let database = Database::fresh().await?;
+    let store = open(database.url()).await?;
+    let mut connection = PgConnection::connect(database.url()).await?;
+    let before = store.now().await? - TimeDelta::days(30);
+    let young = before + TimeDelta::hours(1);
+    make_ended(&mut connection, before - TimeDelta::days(1), 600).await?;
+    make_ended(&mut connection, young, 25_000).await?;
+    let mut retired = 0;
+    loop {
+        let jobs = store.retirable(before, BATCH).await?;
+        retired += store.retire(&jobs, before).await?;
+        if jobs.len() < BATCH as usize {
+            break;
+        }
+    }
+    ensure!(retired == 600, "{retired} jobs are retired");
+    let jobs = store.retirable(young + TimeDelta::seconds(100), BATCH).await?;
+    ensure!(jobs.len() == 100, "{} of the young ones that have grown old are found", jobs.len());
     store.close().await;
     Ok(connection.close().await?)
 }

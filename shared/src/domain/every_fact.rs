@@ -94,6 +94,36 @@ fn every_state_answers_every_fact_as_the_table_says() {
     insta::assert_snapshot!("every_state_told_every_fact", table);
 }
 
+/// Nothing ends before it was accepted: retention looks at nothing younger.
+#[test]
+fn a_job_ends_no_earlier_than_it_was_claimed_or_submitted_whatever_a_manager_tells() {
+    for (name, life) in lives() {
+        let ended = Observation::Ended {
+            ending: Ending::Failed,
+            exit_code: None,
+            reason: None,
+            began: Some(at(1)),
+            at: Some(at(2)),
+        };
+        let event = StatusEvent {
+            job: JobId(Uuid::from_u128(9)),
+            attempt: life.attempt,
+            epoch: life.epoch,
+            seq: 9,
+            by: OWNER,
+            submission: life.submission.as_ref().map(|submission| submission.id.clone()),
+            observation: ended,
+            at: at(2),
+        };
+        let told = Told::Event(event);
+        if let Outcome::Advanced { life: after, .. } =
+            transition(&life, life.attempt, &RetryPolicy::default(), &told.fact(), now())
+        {
+            assert!(after.finished_at >= life.submitted_at.or(life.claimed_at), "{name}: {after:?}");
+        }
+    }
+}
+
 /// A step of a random life. What it says is mostly about the life it meets, sometimes about an older one.
 #[derive(Debug, Clone)]
 pub(super) enum Step {

@@ -382,7 +382,8 @@ fn apply(
             seen.last_event = (event.epoch, event.seq);
             seen.exit_code = *exit_code;
             // Two clocks meet here; a life that runs backwards helps nobody.
-            seen.started_at = began.map(|t| t.max(life.submitted_at.unwrap_or(t))).or(life.started_at);
+            let earliest = life.submitted_at.or(life.claimed_at);
+            seen.started_at = began.map(|t| t.max(earliest.unwrap_or(t))).or(life.started_at);
             let at = at.unwrap_or(event.at).max(seen.started_at.or(life.submitted_at).unwrap_or(now));
             let retryable = policy.retry_on.contains(ending) && *ending != Ending::Canceled;
             if retryable && life.attempt < max_attempts && !life.cancel_requested {

@@ -105,7 +105,7 @@ impl Pools {
 }
 
 /// The lowest id a job made at this time can have.
-fn id_at(time: DateTime<Utc>) -> Uuid {
+pub(super) fn id_at(time: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(time.timestamp_millis().clamp(0, (1 << 48) - 1)).unwrap_or(0);
     Uuid::from_u128(u128::from(millis) << 80)
 }

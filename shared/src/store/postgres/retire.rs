@@ -2,11 +2,12 @@
 
 use super::{
     jobs::delete_ended,
+    list::id_at,
     pools::{Lane, Pools, Work},
     rows::uuids,
 };
 use crate::{domain::JobId, store::StoreResult};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;
 use sqlx::PgConnection;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,9 @@ use uuid::Uuid;
 
 /// Most jobs looked at in one call.
 const MAX_EXAMINED: i64 = 10_000;
+/// How far the clock of an accepting process, which makes the ids, may be ahead of the server's; jobs of one that is
+/// further ahead go later by as much.
+const CLOCK_SLACK: TimeDelta = TimeDelta::minutes(1);
 /// Most feed batches removed in one call.
 const MAX_BATCHES: i64 = 1_000;
 
@@ -37,6 +41,9 @@ impl Walk {
 struct Stretch {
     before: DateTime<Utc>,
     after: Uuid,
+    /// Nothing ends before it was accepted, so younger jobs are not looked at; a walk through them would not be back in
+    /// time.
+    below: Uuid,
     examine: i64,
 }
 
@@ -50,12 +57,12 @@ impl Pools {
         before: DateTime<Utc>,
         limit: u32,
     ) -> StoreResult<Vec<JobId>> {
-        let start = walk.stands_at();
-        let mut stretch = Stretch { before, after: start, examine: MAX_EXAMINED };
+        let (start, below) = (walk.stands_at(), id_at(before + CLOCK_SLACK));
+        let mut stretch = Stretch { before, after: start, below, examine: MAX_EXAMINED };
         let mut seen = self.read(Lane::Read, "find jobs to retire", &stretch, |c, s| walk_on(c, s)).await?;
         let at_end = i64::try_from(seen.len()).is_ok_and(|seen| seen < stretch.examine);
         if at_end && !start.is_nil() {
-            stretch = Stretch { before, after: Uuid::nil(), examine: MAX_EXAMINED };
+            stretch.after = Uuid::nil();
             let mut anew =
                 self.read(Lane::Read, "find jobs to retire", &stretch, |c, s| walk_on(c, s)).await?;
             anew.retain(|(job, _)| *job <= start);
@@ -83,18 +90,18 @@ impl Pools {
     }
 }
 
-/// Nothing ends before it was accepted, so younger jobs are not looked at.
 fn walk_on<'c>(connection: &'c mut PgConnection, stretch: &'c Stretch) -> Work<'c, Vec<Seen>> {
     sqlx::query_as(
         "-- jobs_to_retire
          SELECT j.id, CASE WHEN s.state >= 5 AND s.finished_at < $2 THEN s.finished_at END
-           FROM (SELECT id FROM jobs WHERE id > $1 ORDER BY id LIMIT $3) j
+           FROM (SELECT id FROM jobs WHERE id > $1 AND id < $4 ORDER BY id LIMIT $3) j
            JOIN job_state s ON s.job_id = ANY (ARRAY[j.id])
           ORDER BY j.id",
     )
     .bind(stretch.after)
     .bind(stretch.before)
     .bind(stretch.examine)
+    .bind(stretch.below)
     .fetch_all(connection)
     .boxed()
 }
