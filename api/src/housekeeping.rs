@@ -127,7 +127,7 @@ where
 }
 
 impl Housekeeping {
-    /// Removes what ended long enough ago, batch by batch.
+    /// Removes what ended long enough ago and then what is as old of the feed, batch by batch.
     async fn retire(self: Arc<Self>) -> anyhow::Result<()> {
         let before = self.store.now().await? - *self.config.keep_ended;
         let limit = self.config.retire_batch.get();
@@ -137,7 +137,6 @@ impl Housekeeping {
             // First the note, then the rows, then the logs: somebody may try a job again at any moment, which then keeps
             // its logs, and whenever this process dies nothing stays for ever.
             let note = self.logs.doom(&jobs, self.clock.now()).await?;
-            // Also with no jobs: the feed grows old by itself.
             let removed = self.store.retire(&jobs, before).await?;
             metrics::counter!("jobgate_retired_jobs_total").increment(removed);
             let limit_reached = jobs.len() >= limit as usize;
@@ -146,6 +145,13 @@ impl Housekeeping {
             let note = note.filter(|_| *self.config.keep_ended >= ALL_SHIPPED_AFTER);
             told_if_left(self.remove_logs(&gone, note).await);
             if !limit_reached {
+                break;
+            }
+            self.rest(began).await;
+        }
+        loop {
+            let began = self.clock.monotonic();
+            if !self.store.retire_feed(before).await? {
                 return Ok(());
             }
             self.rest(began).await;

@@ -188,6 +188,7 @@ passing_on! {
     report(scope: &Scope, job: JobId, report: &Report) -> Reported;
     retirable(before: DateTime<Utc>, limit: u32) -> Vec<JobId>;
     retire(jobs: &[JobId], before: DateTime<Utc>) -> u64;
+    retire_feed(before: DateTime<Utc>) -> bool;
     depths() -> Vec<Depth>;
     oldest() -> Vec<Oldest>;
     changes(after: FeedCursor, limit: u32) -> Changes;

@@ -458,6 +458,32 @@ async fn a_job_is_retired_when_it_is_old_enough_however_many_young_ones_come_aft
 }
 
 #[tokio::test]
+async fn old_feed_goes_a_part_at_a_time_until_none_is_left() -> Result<()> {
+    const BATCHES: i64 = 3_500;
+    let database = Database::fresh().await?;
+    let store = open(database.url()).await?;
+    let mut connection = PgConnection::connect(database.url()).await?;
+    // Numbered below every transaction there will be.
+    let tell = "-- tell_long_ago
+        INSERT INTO feed (batch, at, items, words, entries)
+        SELECT n - $1, now() - interval '1 year', 0, '{}', '' FROM generate_series(1, $1) AS n";
+    sqlx::query(tell).bind(BATCHES).execute(&mut connection).await?;
+    let before = store.now().await?;
+    let mut left = vec![BATCHES];
+    loop {
+        let more = store.retire_feed(before).await?;
+        let count = sqlx::query_scalar("-- feed_left\nSELECT count(*) FROM feed");
+        left.push(count.fetch_one(&mut connection).await?);
+        if !more {
+            break;
+        }
+    }
+    ensure!(left == [3_500, 2_500, 1_500, 500, 0], "{left:?}");
+    store.close().await;
+    Ok(connection.close().await?)
+}
+
+#[tokio::test]
 async fn a_schema_that_is_older_than_the_build_is_refused_at_the_start() -> Result<()> {
     let database = Database::fresh().await?;
     let refused = PostgresStore::connect(&config(database.url())).await;

@@ -117,7 +117,7 @@ async fn what_is_no_longer_kept_is_told_as_a_gap() {
     let job = post(&store).await;
     store.inner.command(&Scope::All, &[job], Command::Cancel, "token:test").await.unwrap();
     let tomorrow = jobgate_shared::clock::Clock::now(&*system()) + chrono::TimeDelta::days(1);
-    store.inner.retire(&[job], tomorrow).await.unwrap();
+    store.inner.retire_feed(tomorrow).await.unwrap();
     let mut listener = feed.listen(Some(old)).await.unwrap();
     let after = post(&store).await;
     assert!(matches!(listener.next().await.unwrap(), Heard::Gap(_)));

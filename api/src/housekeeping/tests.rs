@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use jobgate_shared::{
     domain::{Command, JobId},
     logs::LogStream,
-    store::{Commanded, Scope},
+    store::{Commanded, FeedCursor, Scope},
 };
 use std::sync::atomic::Ordering;
 
@@ -109,6 +109,23 @@ async fn what_is_removed_in_good_order_leaves_no_note_once_nobody_ships_more_of_
         assert_eq!((kept(&stage, &ended).await, notes(&logs).await), (0, left), "kept for {keep:?}");
         stage.end().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_that_is_old_of_the_feed_goes_however_much_there_is() {
+    let stage = Stage::new();
+    for _ in 0..2_500 {
+        stage.post("local", 1).await;
+    }
+    let keep = Duration::from_mins(10);
+    tokio::time::advance(keep * 2).await;
+    let young = stage.post("local", 1).await;
+    let config = Config { keep_ended: Period::new(keep), ..Config::default() };
+    house(stage.store.clone(), &stage, &LogStore::in_memory(), config).retire().await.unwrap();
+    let kept = stage.store.changes(FeedCursor::default(), 10).await.unwrap();
+    assert_eq!(kept.items.iter().map(|(_, change)| change.job).collect::<Vec<_>>(), young);
+    assert!(kept.gap, "the feed begins where it began");
+    stage.end().await;
 }
 
 #[tokio::test(start_paused = true)]

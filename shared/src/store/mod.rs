@@ -40,6 +40,9 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use std::{fmt::Debug, time::Duration};
 
+/// Most feed batches one call of [`Store::retire_feed`] removes.
+const MAX_RETIRED_BATCHES: u32 = 1_000;
+
 /// Why the store gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -182,9 +185,12 @@ pub trait Store: Apply {
     /// beforehand that their logs are to go: a log without a job would stay for ever.
     async fn retirable(&self, before: DateTime<Utc>, limit: u32) -> StoreResult<Vec<JobId>>;
 
-    /// Removes those of these jobs that (still) ended before `before`, with their history and keys, and a bounded number
-    /// of feed batches as old; answers how many jobs, each counted once however often it is named.
+    /// Removes those of these jobs that (still) ended before `before`, with their history and keys; answers how many, each
+    /// counted once however often it is named.
     async fn retire(&self, jobs: &[JobId], before: DateTime<Utc>) -> StoreResult<u64>;
+
+    /// Removes feed batches told before `before`, the oldest first and a bounded number of them. True: more may be left.
+    async fn retire_feed(&self, before: DateTime<Utc>) -> StoreResult<bool>;
 
     /// Counts by project, cluster, priority and state; zeroes left out.
     async fn depths(&self) -> StoreResult<Vec<Depth>>;

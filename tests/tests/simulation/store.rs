@@ -427,6 +427,7 @@ carried! { Store:
         remove(scope: &Scope = &scope, job: JobId = job) -> Removed;
         retirable(before: DateTime<Utc> = before, limit: u32 = limit) -> Vec<JobId>;
         retire(jobs: &[JobId] = &jobs, before: DateTime<Utc> = before) -> u64;
+        retire_feed(before: DateTime<Utc> = before) -> bool;
         depths() -> Vec<Depth>;
         oldest() -> Vec<Oldest>;
         compact_counts() -> bool;

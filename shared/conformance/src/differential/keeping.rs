@@ -13,6 +13,7 @@ pub(super) enum Keeping {
     Present { jobs: Vec<Pick> },
     Retirable { before: i64, limit: u32 },
     Retire { jobs: Vec<Pick>, before: i64 },
+    RetireFeed { before: i64 },
     Depths,
     CompactCounts,
     Changes { after: u8, limit: u32 },
@@ -27,6 +28,7 @@ impl Keeping {
             2 => (before(), select(&[0, 1, 2, 100][..]))
                 .prop_map(|(before, limit)| Self::Retirable { before, limit }),
             2 => (Pick::some(), before()).prop_map(|(jobs, before)| Self::Retire { jobs, before }),
+            2 => before().prop_map(|before| Self::RetireFeed { before }),
             1 => Just(Self::Depths),
             2 => Just(Self::CompactCounts),
             3 => (any::<u8>(), select(&[0, 1, 2, 5, 100][..]))
@@ -46,10 +48,14 @@ impl Keeping {
                 pair.both(async |store| store.retirable(before, *limit).await).await.map(drop)
             }
             Self::Retire { jobs, before } => {
-                // It takes some of the feed with it, which is read before.
-                pair.follow().await?;
                 let (jobs, before) = (pair.jobs(jobs, ENDED).await?, pair.at(*before));
                 pair.both(async |store| store.retire(&jobs, before).await).await.map(drop)
+            }
+            Self::RetireFeed { before } => {
+                // What goes is read before.
+                pair.follow().await?;
+                let before = pair.at(*before);
+                pair.both(async |store| store.retire_feed(before).await).await.map(drop)
             }
             Self::Depths => depths(pair).await.map(drop),
             Self::CompactCounts => pair.both(async |store| store.compact_counts().await).await.map(drop),

@@ -204,8 +204,11 @@ impl Store for MemoryStore {
         for (_, job) in &ended {
             state.forget(*job);
         }
-        state.feed.forget_before(before);
         Ok(ended.len() as u64)
+    }
+
+    async fn retire_feed(&self, before: DateTime<Utc>) -> StoreResult<bool> {
+        Ok(self.look().0.feed.forget_before(before))
     }
 
     async fn depths(&self) -> StoreResult<Vec<Depth>> {

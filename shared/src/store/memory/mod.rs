@@ -7,7 +7,7 @@ mod jobs;
 mod leases;
 
 use super::kernel::{Ledger, Move, Purpose, Row, fresh_claims};
-use super::{ClusterSetting, FeedCursor, JobChange, StoreResult, Token, Worker};
+use super::{ClusterSetting, FeedCursor, JobChange, MAX_RETIRED_BATCHES, StoreResult, Token, Worker};
 use crate::clock::Clock;
 use crate::domain::{
     ClusterName, Deviation, HistoryEntry, IdempotencyKey, Job, JobId, Project, Standing, TokenId, WorkerId,
@@ -83,12 +83,16 @@ impl Feed {
         }
     }
 
-    fn forget_before(&mut self, before: DateTime<Utc>) {
-        while let Some(oldest) = self.batches.first_entry().filter(|batch| batch.get().at < before) {
+    /// True: more may be left.
+    fn forget_before(&mut self, before: DateTime<Utc>) -> bool {
+        for _ in 0..MAX_RETIRED_BATCHES {
+            let oldest = self.batches.first_entry().filter(|batch| batch.get().at < before);
+            let Some(oldest) = oldest else { return false };
             let (batch, forgotten) = oldest.remove_entry();
             let index = u32::try_from(forgotten.changes.len()).unwrap_or(u32::MAX);
             self.forgotten = FeedCursor { batch, index };
         }
+        true
     }
 }
 

@@ -254,6 +254,10 @@ impl Store for PostgresStore {
         timed("retire", self.pools.retire(jobs, before)).await
     }
 
+    async fn retire_feed(&self, before: DateTime<Utc>) -> StoreResult<bool> {
+        timed("retire_feed", self.pools.retire_feed(before)).await
+    }
+
     async fn depths(&self) -> StoreResult<Vec<Depth>> {
         timed("depths", self.pools.depths()).await
     }

@@ -6,7 +6,10 @@ use super::{
     pools::{Lane, Pools, Work},
     rows::uuids,
 };
-use crate::{domain::JobId, store::StoreResult};
+use crate::{
+    domain::JobId,
+    store::{MAX_RETIRED_BATCHES, StoreResult},
+};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;
 use sqlx::PgConnection;
@@ -18,8 +21,6 @@ const MAX_EXAMINED: i64 = 10_000;
 /// How far the clock of an accepting process, which makes the ids, may be ahead of the server's; jobs of one that is
 /// further ahead go later by as much.
 const CLOCK_SLACK: TimeDelta = TimeDelta::minutes(1);
-/// Most feed batches removed in one call.
-const MAX_BATCHES: i64 = 1_000;
 
 /// Where the walk over all jobs, oldest first, has come to. There is no index on when a job ended, which would cost every
 /// job a write; so old jobs are looked at in turn, and those still waiting or running are not looked at every time.
@@ -84,9 +85,13 @@ impl Pools {
         let removed = self.write(Lane::Hot, "retire jobs", (ids, before), |c, (ids, before)| {
             async move { Ok(delete_ended(c, ids, Some(*before)).await?.len() as u64) }.boxed()
         });
-        let removed = removed.await?;
-        self.write(Lane::Hot, "retire the feed", before, |c, before| retire_feed(c, *before)).await?;
-        Ok(removed)
+        removed.await
+    }
+
+    pub(super) async fn retire_feed(self: &Arc<Self>, before: DateTime<Utc>) -> StoreResult<bool> {
+        let removed =
+            self.write(Lane::Hot, "retire the feed", before, |c, before| retire_feed(c, *before)).await?;
+        Ok(removed >= i64::from(MAX_RETIRED_BATCHES))
     }
 }
 
@@ -106,24 +111,23 @@ fn walk_on<'c>(connection: &'c mut PgConnection, stretch: &'c Stretch) -> Work<'
     .boxed()
 }
 
-fn retire_feed(connection: &mut PgConnection, before: DateTime<Utc>) -> Work<'_, ()> {
-    async move {
-        sqlx::query(
-            "-- retire_feed
-             WITH old AS MATERIALIZED (
-                 SELECT f.batch FROM (SELECT batch, at FROM feed ORDER BY batch LIMIT $2) f WHERE f.at < $1
-             ), gone AS (
-                 DELETE FROM feed f USING old WHERE f.batch = ANY (ARRAY[old.batch]) RETURNING f.batch, f.items
-             )
+/// Answers how many batches went.
+fn retire_feed(connection: &mut PgConnection, before: DateTime<Utc>) -> Work<'_, i64> {
+    sqlx::query_scalar(
+        "-- retire_feed
+         WITH old AS MATERIALIZED (
+             SELECT f.batch FROM (SELECT batch, at FROM feed ORDER BY batch LIMIT $2) f WHERE f.at < $1
+         ), gone AS (
+             DELETE FROM feed f USING old WHERE f.batch = ANY (ARRAY[old.batch]) RETURNING f.batch, f.items
+         ), raised AS (
              UPDATE feed_floor SET batch = last.batch, items = last.items
                FROM (SELECT g.batch, g.items FROM gone g ORDER BY g.batch DESC LIMIT 1) last
-              WHERE (last.batch, last.items) > (feed_floor.batch, feed_floor.items)",
-        )
-        .bind(before)
-        .bind(MAX_BATCHES)
-        .execute(connection)
-        .await
-        .map(drop)
-    }
+              WHERE (last.batch, last.items) > (feed_floor.batch, feed_floor.items)
+         )
+         SELECT count(*) FROM gone",
+    )
+    .bind(before)
+    .bind(i64::from(MAX_RETIRED_BATCHES))
+    .fetch_one(connection)
     .boxed()
 }

@@ -213,11 +213,20 @@ impl SqliteStore {
                 };
                 old.retain(ended);
                 forget(connection, &old).await?;
-                forget_feed(connection, before).await?;
                 Ok(old.len() as u64)
             })
         });
         retired.await
+    }
+
+    pub(super) async fn shorten_feed(&self, before: DateTime<Utc>) -> StoreResult<bool> {
+        let shortened = self.writer.run(move |Transaction { connection, .. }| {
+            Box::pin(async move {
+                forget_feed(connection, before).await?;
+                Ok(false)
+            })
+        });
+        shortened.await
     }
 }
 

@@ -261,6 +261,10 @@ impl Store for SqliteStore {
         self.retire_jobs(jobs, before).await
     }
 
+    async fn retire_feed(&self, before: DateTime<Utc>) -> StoreResult<bool> {
+        self.shorten_feed(before).await
+    }
+
     async fn depths(&self) -> StoreResult<Vec<Depth>> {
         self.counted().await
     }
