@@ -11,8 +11,8 @@ use super::{
 use crate::{
     domain::{Command, Deviation, HistoryEntry, Job, JobId, JobState, NewJob, Report, derive_history},
     store::{
-        Commanded, Filter, Inserted, JobChange, Page, PageRequest, Patch, Removed, Reported, Scope,
-        StoreResult,
+        Commanded, Filter, Inserted, JobChange, MAX_RETIRED_BATCHES, Page, PageRequest, Patch, Removed,
+        Reported, Scope, StoreResult,
         kernel::{Decided, Told, decide},
         page::Filling,
     },
@@ -220,12 +220,8 @@ impl SqliteStore {
     }
 
     pub(super) async fn shorten_feed(&self, before: DateTime<Utc>) -> StoreResult<bool> {
-        let shortened = self.writer.run(move |Transaction { connection, .. }| {
-            Box::pin(async move {
-                forget_feed(connection, before).await?;
-                Ok(false)
-            })
-        });
+        let shortened =
+            self.writer.run(move |Transaction { connection, .. }| Box::pin(forget_feed(connection, before)));
         shortened.await
     }
 }
@@ -478,24 +474,24 @@ async fn forget(connection: &mut SqliteConnection, jobs: &[Job]) -> StoreResult<
     counts.save(connection).await
 }
 
-/// Removes the part of the feed that is older, and remembers where it ended.
-async fn forget_feed(connection: &mut SqliteConnection, before: DateTime<Utc>) -> StoreResult<()> {
+/// Removes some of what is older of the feed, and remembers where that ended. True: more may be left.
+async fn forget_feed(connection: &mut SqliteConnection, before: DateTime<Utc>) -> StoreResult<bool> {
     const OPERATION: &str = "shorten the feed";
+    let oldest = sqlx::query("-- oldest_feed\nSELECT batch, at FROM feed ORDER BY batch LIMIT ?1")
+        .bind(MAX_RETIRED_BATCHES)
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(|e| fault(e, OPERATION))?;
     // Up to the first batch that is young enough: the feed is kept from one point on, without holes.
+    let old = oldest.iter().take_while(|row| row.get::<i64, _>("at") < micros(before));
+    let old: Vec<i64> = old.map(|row| row.get("batch")).collect();
+    let Some(&last) = old.last() else { return Ok(false) };
     for statement in [
         "-- feed_forgotten
-        UPDATE feed_forgotten SET (batch, length) = (old.batch, old.length)
-          FROM (SELECT batch, length FROM feed
-                 WHERE batch < ifnull((SELECT min(batch) FROM feed WHERE at >= ?1), 9223372036854775807)
-                 ORDER BY batch DESC LIMIT 1) old",
-        "-- forget_feed
-        DELETE FROM feed WHERE batch < ifnull((SELECT min(batch) FROM feed WHERE at >= ?1), 9223372036854775807)",
+        UPDATE feed_forgotten SET (batch, length) = (SELECT batch, length FROM feed WHERE batch = ?1)",
+        "-- forget_feed\nDELETE FROM feed WHERE batch <= ?1",
     ] {
-        sqlx::query(statement)
-            .bind(micros(before))
-            .execute(&mut *connection)
-            .await
-            .map_err(|e| fault(e, OPERATION))?;
+        sqlx::query(statement).bind(last).execute(&mut *connection).await.map_err(|e| fault(e, OPERATION))?;
     }
-    Ok(())
+    Ok(old.len() >= MAX_RETIRED_BATCHES as usize)
 }

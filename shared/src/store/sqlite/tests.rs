@@ -43,6 +43,30 @@ async fn what_was_committed_is_there_after_the_file_is_opened_again() -> anyhow:
     Ok(())
 }
 
+#[tokio::test]
+async fn old_feed_goes_a_part_at_a_time_and_is_kept_from_one_point_on() -> anyhow::Result<()> {
+    let stage = in_file().await?;
+    let file = stage.directory.path().join("jobs.db");
+    let mut connection = SqliteConnection::connect_with(&settings_of(&file)).await?;
+    // One before the last is young, as when the clock was set back.
+    let tell = "-- tell
+        WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < 2503)
+        INSERT INTO feed (at, changes, length) SELECT iif(n = 2500, ?1, 0), '[]', 3 FROM n";
+    sqlx::query(tell).bind(stage.clock.now().timestamp_micros()).execute(&mut connection).await?;
+    let (mut more, mut ends) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        more.push(stage.store.retire_feed(stage.clock.now()).await?);
+        let end = "-- ends
+            SELECT forgotten.batch, forgotten.length, (SELECT min(batch) FROM feed) FROM feed_forgotten forgotten";
+        ends.push(sqlx::query_as::<_, (i64, i64, i64)>(end).fetch_one(&mut connection).await?);
+    }
+    assert_eq!(more, [true, true, false, false]);
+    assert_eq!(ends, [(1_000, 3, 1_001), (2_000, 3, 2_001), (2_499, 3, 2_500), (2_499, 3, 2_500)]);
+    connection.close().await?;
+    stage.store.close().await;
+    Ok(())
+}
+
 /// What a build before reports were kept by attempt left in the file.
 #[tokio::test]
 async fn progress_of_an_older_file_belongs_to_the_attempt_under_way() -> anyhow::Result<()> {
