@@ -7,20 +7,14 @@ use super::{
 };
 use crate::{
     domain::{Job, JobId, JobState, Phase},
-    store::{Filter, PAGE_BYTES, Page, PageRequest, Scope, StoreResult, page::Filling},
+    store::{
+        Filter, PAGE_BYTES, Page, PageRequest, Scope, StoreResult,
+        page::{Filling, span, strides},
+    },
 };
-use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
-
-/// Most candidates looked at for one page.
-const MAX_EXAMINED: usize = 8_000;
-/// Most candidates looked at at once.
-const MAX_STRIDE: usize = 4_000;
-/// How far the clock of an accepting process, which makes the ids, may be from the server's, which says when a job was
-/// accepted. Only jobs accepted further off than that could be missed by a listing bounded in time.
-const CLOCK_SLACK: TimeDelta = TimeDelta::days(1);
 
 /// Where jobs in certain states are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +48,8 @@ fn sources(states: &[JobState]) -> Option<Vec<Source>> {
 struct Look {
     scope: Scope,
     filter: Filter,
+    /// Only from this on.
+    oldest: Uuid,
     /// Only below this.
     below: Uuid,
     /// So many candidates.
@@ -71,19 +67,16 @@ struct Found {
 
 impl Pools {
     pub(super) async fn list(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
-        let mut below = page.after.map_or(Uuid::max(), |job| job.0);
-        if let Some(before) = filter.created_before {
-            below = below.min(id_at(before + CLOCK_SLACK));
-        }
+        let (oldest, mut below) = span(filter, page);
         if page.limit == 0 {
             return Ok(Page::default());
         }
-        let (mut filling, mut examined) = (Filling::new(page.limit), 0);
-        let mut stride = (filling.room() + 1).min(MAX_STRIDE);
-        loop {
+        let mut filling = Filling::new(page.limit);
+        for stride in strides(page.limit) {
             let look = Look {
                 scope: scope.clone(),
                 filter: filter.clone(),
+                oldest,
                 below,
                 stride,
                 // One more than fits tells whether there is another page.
@@ -95,19 +88,9 @@ impl Pools {
             }
             let Some(reached) = found.reached else { return Ok(filling.page(false)) };
             below = reached;
-            examined += stride;
-            if examined >= MAX_EXAMINED {
-                return Ok(Page { next: Some(JobId(reached)), ..filling.page(false) });
-            }
-            stride = (stride * 4).min(MAX_STRIDE);
         }
+        Ok(Page { next: Some(JobId(below)), ..filling.page(false) })
     }
-}
-
-/// The lowest id a job made at this time can have.
-pub(super) fn id_at(time: DateTime<Utc>) -> Uuid {
-    let millis = u64::try_from(time.timestamp_millis().clamp(0, (1 << 48) - 1)).unwrap_or(0);
-    Uuid::from_u128(u128::from(millis) << 80)
 }
 
 fn look_at<'c>(connection: &'c mut PgConnection, look: &'c Look) -> Work<'c, Found> {
@@ -131,8 +114,7 @@ fn look_at<'c>(connection: &'c mut PgConnection, look: &'c Look) -> Work<'c, Fou
 /// Ids that may be meant, newest first. Statements differ only in what they look at, never by a value, so that each kind
 /// is prepared once.
 fn candidates(look: &Look) -> QueryBuilder<Postgres> {
-    let oldest = look.filter.created_after.map_or(Uuid::nil(), |from| id_at(from - CLOCK_SLACK));
-    let stride = i64::try_from(look.stride).unwrap_or(i64::MAX);
+    let (oldest, stride) = (look.oldest, i64::try_from(look.stride).unwrap_or(i64::MAX));
     let mut sql = QueryBuilder::new("-- list_candidates\n");
     let Some(sources) = sources(&look.filter.states) else {
         match &look.scope {

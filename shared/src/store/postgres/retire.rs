@@ -2,13 +2,12 @@
 
 use super::{
     jobs::delete_ended,
-    list::id_at,
     pools::{Lane, Pools, Work},
     rows::uuids,
 };
 use crate::{
     domain::JobId,
-    store::{MAX_RETIRED_BATCHES, StoreResult},
+    store::{MAX_RETIRED_BATCHES, StoreResult, page::id_at},
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;

@@ -1,26 +1,23 @@
-//! Jobs: accepted, found, listed, commanded, changed by hand, removed.
+//! Jobs: accepted, found, commanded, changed by hand, removed.
 
 use super::{
     SqliteStore,
     rows::{
-        Counts, ENTER_QUEUE, JOB, JOBS, LISTED_JOBS, Rows, execute, hex, id, job, list, micros,
-        queue_columns, read, tell, write,
+        Counts, ENTER_QUEUE, LISTED_JOBS, Rows, execute, hex, id, job, list, micros, queue_columns, read,
+        tell, write,
     },
     writer::{Transaction, fault},
 };
 use crate::{
     domain::{Command, Deviation, HistoryEntry, Job, JobId, JobState, NewJob, Report, derive_history},
     store::{
-        Commanded, Filter, Inserted, JobChange, MAX_RETIRED_BATCHES, Page, PageRequest, Patch, Removed,
-        Reported, Scope, StoreResult,
+        Commanded, Inserted, JobChange, MAX_RETIRED_BATCHES, Patch, Removed, Reported, Scope, StoreResult,
         kernel::{Decided, Told, decide},
-        page::Filling,
     },
 };
 use chrono::{DateTime, Utc};
-use futures::TryStreamExt as _;
-use serde_json::{Value, json};
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use serde_json::json;
+use sqlx::{Row as _, SqliteConnection, SqlitePool};
 use std::{
     collections::{BTreeSet, HashMap},
     time::Duration,
@@ -50,25 +47,6 @@ impl SqliteStore {
         .await
         .map_err(|e| fault(e, "look which jobs there are"))?;
         rows.iter().map(|row| id(row, "id").map(JobId)).collect()
-    }
-
-    pub(super) async fn page(&self, scope: &Scope, filter: &Filter, page: PageRequest) -> StoreResult<Page> {
-        let mut query = QueryBuilder::<Sqlite>::new("-- list_jobs\nSELECT ");
-        query.push(JOB).push(" FROM ").push(JOBS).push(" WHERE true");
-        restrict(&mut query, scope, filter);
-        if let Some(after) = page.after {
-            query.push(" AND jobs.id < ").push_bind(after.0);
-        }
-        query.push(" ORDER BY jobs.id DESC LIMIT ").push_bind(i64::from(page.limit) + 1);
-        // One by one: all of them at once may be more than fits into memory.
-        let mut rows = query.build().fetch(&self.readers);
-        let mut filling = Filling::new(page.limit);
-        while let Some(row) = rows.try_next().await.map_err(|e| fault(e, "list jobs"))? {
-            if !filling.take(job(&row)?) {
-                return Ok(filling.page(true));
-            }
-        }
-        Ok(filling.page(false))
     }
 
     pub(super) async fn tell_history(
@@ -418,37 +396,6 @@ async fn find_here(connection: &mut SqliteConnection, wanted: JobId) -> StoreRes
         .await
         .map_err(|e| fault(e, "get a job"))?;
     row.as_ref().map(job).transpose()
-}
-
-fn restrict(query: &mut QueryBuilder<Sqlite>, scope: &Scope, filter: &Filter) {
-    if let Scope::Project(project) = scope {
-        query.push(" AND jobs.project = ").push_bind(project.as_str().to_owned());
-    }
-    if !filter.states.is_empty() {
-        let codes: Value = filter.states.iter().map(|state| state.code()).collect();
-        query
-            .push(" AND job_state.state IN (SELECT value FROM json_each(")
-            .push_bind(codes.to_string())
-            .push("))");
-    }
-    for label in &filter.labels {
-        query
-            .push(" AND EXISTS (SELECT 1 FROM json_each(jobs.labels) WHERE value = ")
-            .push_bind(label.clone())
-            .push(")");
-    }
-    if let Some(cluster) = &filter.cluster {
-        query.push(" AND jobs.cluster = ").push_bind(cluster.as_str().to_owned());
-    }
-    if let Some(name) = &filter.name {
-        query.push(" AND jobs.name = ").push_bind(name.clone());
-    }
-    if let Some(from) = filter.created_after {
-        query.push(" AND jobs.created_at >= ").push_bind(micros(from));
-    }
-    if let Some(to) = filter.created_before {
-        query.push(" AND jobs.created_at < ").push_bind(micros(to));
-    }
 }
 
 /// Removes jobs with all that belongs to them.

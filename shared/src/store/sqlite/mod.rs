@@ -2,7 +2,7 @@
 //!
 //! * `writer`: the one connection that writes; whatever is asked of it while a commit is in flight shares the next one.
 //! * `rows`: between rows and the domain, and the kernel's two operations.
-//! * `jobs`, `queue`, `leases`, `settings`: the port's calls. `place`: where the file may lie.
+//! * `jobs`, `list`, `queue`, `leases`, `settings`: the port's calls. `place`: where the file may lie.
 //! * `scratch`: what SQLite itself can do, for measurements.
 //!
 //! Durable means durable: write-ahead log, `synchronous=FULL`. The file is locked against a second process, because only
@@ -10,6 +10,7 @@
 
 mod jobs;
 mod leases;
+mod list;
 mod place;
 mod queue;
 mod rows;

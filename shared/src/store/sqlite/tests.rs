@@ -1,7 +1,10 @@
 //! What only a store in a file can show.
 
 use super::*;
-use crate::clock::{ManualClock, SystemClock};
+use crate::{
+    clock::{ManualClock, SystemClock},
+    domain::JobState,
+};
 
 struct InFile {
     directory: tempfile::TempDir,
@@ -63,6 +66,38 @@ async fn old_feed_goes_a_part_at_a_time_and_is_kept_from_one_point_on() -> anyho
     assert_eq!(more, [true, true, false, false]);
     assert_eq!(ends, [(1_000, 3, 1_001), (2_000, 3, 2_001), (2_499, 3, 2_500), (2_499, 3, 2_500)]);
     connection.close().await?;
+    stage.store.close().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_listing_looks_at_so_many_jobs_and_at_no_finished_one_for_other_states() -> anyhow::Result<()> {
+    let stage = in_file().await?;
+    let file = stage.directory.path().join("jobs.db");
+    let mut connection = SqliteConnection::connect_with(&settings_of(&file)).await?;
+    for made in [
+        "-- make_jobs
+        WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < 20000)
+        INSERT INTO jobs (id, project, name, cluster, labels, created_at, asked)
+        SELECT unhex(printf('%032x', n)), 'default', 'sum', 'local', '[]', 0, '' FROM n",
+        "-- make_finished
+        INSERT INTO job_state (job, project, cluster, priority, max_attempts, retry, life, state, cancel, finished_at)
+        SELECT id, project, cluster, 0, 1, '', '', 5, 0, 0 FROM jobs",
+    ] {
+        sqlx::query(made).execute(&mut connection).await?;
+    }
+    connection.close().await?;
+    let list = async |filter: &Filter, after| {
+        stage.store.list(&Scope::All, filter, PageRequest { after, limit: 100 }).await
+    };
+    let unused = Filter { labels: vec!["nobody has it".into()], ..Filter::default() };
+    let first = list(&unused, None).await?;
+    assert!(first.jobs.is_empty() && first.next.is_some(), "{first:?}");
+    assert_eq!(list(&unused, first.next).await?, Page::default());
+    for state in JobState::ALL.into_iter().filter(|state| *state != JobState::Finished) {
+        let filter = Filter { states: vec![state], ..Filter::default() };
+        assert_eq!(list(&filter, None).await?, Page::default(), "{state}");
+    }
     stage.store.close().await;
     Ok(())
 }
