@@ -151,8 +151,7 @@ impl Feed {
             self.wake_all_watchers();
             return Ok((end, false));
         };
-        let changes = self.store.changes(from, READ).await?;
-        let end = changes.items.last().map_or(from, |(cursor, _)| *cursor);
+        let (changes, end) = self.after(from).await?;
         let full = changes.items.len() >= READ as usize;
         if changes.gap {
             self.wake_all_watchers();
@@ -169,6 +168,18 @@ impl Feed {
             drop(self.stretches.send(Arc::new(Stretch { from, changes })));
         }
         Ok((end, full))
+    }
+
+    /// What follows `from`, and where whoever has heard it stands.
+    async fn after(&self, from: FeedCursor) -> StoreResult<(Changes, FeedCursor)> {
+        let changes = self.store.changes(from, READ).await?;
+        let end = match changes.items.last() {
+            Some((cursor, _)) => *cursor,
+            // Nothing may ever follow `from`: a store restored or made anew counts from the beginning.
+            None if changes.gap => self.store.feed_end().await?,
+            None => from,
+        };
+        Ok((changes, end))
     }
 
     fn wake_all_watchers(&self) {
@@ -243,7 +254,7 @@ impl Listener {
                 continue;
             }
             match self.stretches.recv().await {
-                Ok(stretch) if stretch.from > self.at => self.behind = true,
+                Ok(stretch) if stretch.from > self.at || stretch.changes.gap => self.behind = true,
                 Ok(stretch) => self.take(&stretch.changes),
                 Err(broadcast::error::RecvError::Lagged(_)) => self.behind = true,
                 // The feed holds the sender, and this holds the feed.
@@ -253,16 +264,17 @@ impl Listener {
     }
 
     async fn catch_up(&mut self) -> StoreResult<()> {
-        let changes = self.feed.store.changes(self.at, READ).await?;
+        let (changes, end) = self.feed.after(self.at).await?;
         self.behind = changes.items.len() >= READ as usize;
+        if changes.gap {
+            self.ready.push_back(Heard::Gap(self.at));
+        }
         self.take(&changes);
+        self.at = end;
         Ok(())
     }
 
     fn take(&mut self, changes: &Changes) {
-        if changes.gap {
-            self.ready.push_back(Heard::Gap(self.at));
-        }
         for (cursor, change) in &changes.items {
             if *cursor > self.at {
                 self.at = *cursor;

@@ -124,6 +124,38 @@ async fn what_is_no_longer_kept_is_told_as_a_gap() {
     assert_eq!(change(&mut listener).await.1, after);
 }
 
+/// Of a feed that had told more: its store was restored since, or made anew.
+const BEYOND: FeedCursor = FeedCursor { batch: 1_000_000_000, index: 1 };
+
+#[tokio::test(start_paused = true)]
+async fn a_cursor_of_another_feed_is_told_as_a_gap_and_what_comes_after_it_is_heard() {
+    let (store, _tasks, feed) = feed();
+    post(&store).await;
+    let mut listener = feed.listen(Some(BEYOND)).await.unwrap();
+    let heard = tokio::time::timeout(Duration::from_mins(1), listener.next()).await.unwrap();
+    assert_eq!(heard.unwrap(), Heard::Gap(BEYOND));
+    assert_eq!(listener.at(), store.inner.feed_end().await.unwrap());
+    let after = post(&store).await;
+    let heard = tokio::time::timeout(Duration::from_mins(1), change(&mut listener)).await.unwrap();
+    assert_eq!(heard.1, after);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_lives_through_a_restore_of_the_store_is_told_of_one_gap_and_goes_on_at_the_new_end() {
+    let (store, _tasks, feed) = feed();
+    post(&store).await;
+    let mut listener = feed.listen(None).await.unwrap();
+    // As if poller and listener had read a longer feed before.
+    listener.at = BEYOND;
+    let (end, _) = feed.read(Some(BEYOND)).await.unwrap();
+    assert_eq!(end, store.inner.feed_end().await.unwrap());
+    let heard = tokio::time::timeout(Duration::from_mins(1), listener.next()).await.unwrap();
+    assert_eq!(heard.unwrap(), Heard::Gap(BEYOND));
+    let after = post(&store).await;
+    let heard = tokio::time::timeout(Duration::from_mins(1), change(&mut listener)).await.unwrap();
+    assert_eq!(heard.1, after);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_delays_a_listener_and_loses_nothing() {
     let (store, _tasks, feed) = feed();

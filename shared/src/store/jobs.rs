@@ -166,6 +166,7 @@ pub struct FeedCursor {
 pub struct Changes {
     /// Each with the cursor that stands after it.
     pub items: Vec<(FeedCursor, JobChange)>,
-    /// The cursor asked for is older than what is kept: some changes are missing before `items`.
+    /// Some changes are missing before `items`: the cursor asked for is older than what is kept, or from beyond the last
+    /// batch, as one of another feed is (before the store was restored or made anew).
     pub gap: bool,
 }

@@ -141,6 +141,7 @@ macro_rules! store_conformance {
             the_feed_can_be_resumed_at_any_cursor,
             a_reader_that_follows_busy_writers_misses_nothing,
             a_cursor_older_than_what_is_kept_shows_a_gap,
+            a_cursor_from_beyond_the_last_batch_shows_a_gap,
         );
         $crate::store_conformance!(@ $make, retiring;
             only_an_ended_job_can_be_removed,

@@ -109,3 +109,16 @@ pub async fn a_cursor_older_than_what_is_kept_shows_a_gap(stage: &dyn Stage) -> 
     assert_eq!(told.iter().map(|(_, change)| change.job).collect::<Vec<_>>(), new);
     Ok(())
 }
+
+/// Whoever has a cursor of another feed, from before the store was restored or made anew, learns that nothing follows it.
+pub async fn a_cursor_from_beyond_the_last_batch_shows_a_gap(stage: &dyn Stage) -> Result<()> {
+    let site = Site::new(stage);
+    ensure!(!site.store.changes(START, 10).await?.gap, "a gap in an empty feed");
+    site.accept_many(2).await?;
+    site.changes(START, 2, 10).await?;
+    let beyond = site.store.changes(FeedCursor { batch: 1 << 62, index: 1 }, 10).await?;
+    assert_eq!((beyond.items.len(), beyond.gap), (0, true));
+    let end = site.store.feed_end().await?;
+    ensure!(!site.store.changes(end, 10).await?.gap, "a gap at the end");
+    Ok(())
+}

@@ -246,7 +246,8 @@ impl Store for MemoryStore {
         });
         let unread = told.filter(|(cursor, _): &(FeedCursor, JobChange)| *cursor > after);
         let items = unread.take(limit as usize).collect();
-        Ok(Changes { items, gap: after < state.feed.forgotten })
+        let gap = after < state.feed.forgotten || after.batch > state.feed.end.batch;
+        Ok(Changes { items, gap })
     }
 
     async fn feed_end(&self) -> StoreResult<FeedCursor> {

@@ -201,10 +201,13 @@ impl SqliteStore {
         const OPERATION: &str = "read the feed";
         // One snapshot for both: what is forgotten must not change in between.
         let mut snapshot = self.readers.begin().await.map_err(|e| fault(e, OPERATION))?;
-        let forgotten = sqlx::query("-- feed_forgotten\nSELECT batch, length FROM feed_forgotten")
-            .fetch_one(&mut *snapshot)
-            .await
-            .map_err(|e| fault(e, OPERATION))?;
+        let bounds = sqlx::query(
+            "-- feed_bounds
+            SELECT batch, length, ifnull((SELECT max(batch) FROM feed), batch) AS last FROM feed_forgotten",
+        )
+        .fetch_one(&mut *snapshot)
+        .await
+        .map_err(|e| fault(e, OPERATION))?;
         let rows = sqlx::query(
             "-- changes
             SELECT batch, changes FROM feed WHERE batch > ?1 OR (batch = ?1 AND length > ?2) ORDER BY batch LIMIT ?3",
@@ -227,7 +230,8 @@ impl SqliteStore {
                 break;
             }
         }
-        Ok(Changes { items, gap: after < cursor(&forgotten) })
+        let gap = after < cursor(&bounds) || after.batch > bounds.get::<i64, _>("last");
+        Ok(Changes { items, gap })
     }
 
     pub(super) async fn end_of_feed(&self) -> StoreResult<FeedCursor> {
