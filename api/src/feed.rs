@@ -225,6 +225,7 @@ pub struct Listener {
     at: FeedCursor,
     /// Something after `at` may never come through `stretches`.
     behind: bool,
+    /// What was read after `at` and not heard yet.
     ready: VecDeque<Heard>,
 }
 
@@ -247,6 +248,10 @@ impl Listener {
     pub async fn next(&mut self) -> StoreResult<Heard> {
         loop {
             if let Some(heard) = self.ready.pop_front() {
+                match &heard {
+                    Heard::Change(cursor, _) => self.at = *cursor,
+                    Heard::Gap(_) => {}
+                }
                 return Ok(heard);
             }
             if self.behind {
@@ -270,14 +275,16 @@ impl Listener {
             self.ready.push_back(Heard::Gap(self.at));
         }
         self.take(&changes);
-        self.at = end;
+        // Otherwise each of the changes takes it on as it is heard.
+        if changes.items.is_empty() {
+            self.at = end;
+        }
         Ok(())
     }
 
     fn take(&mut self, changes: &Changes) {
         for (cursor, change) in &changes.items {
             if *cursor > self.at {
-                self.at = *cursor;
                 self.ready.push_back(Heard::Change(*cursor, Arc::new(change.clone())));
             }
         }

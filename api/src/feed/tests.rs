@@ -111,6 +111,19 @@ async fn a_listener_that_lags_reads_for_itself_and_misses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_listener_stands_after_what_it_heard_however_much_was_read_for_it() {
+    let (store, _tasks, feed) = feed();
+    let mut listener = feed.listen(None).await.unwrap();
+    for _ in 0..2 {
+        post(&store).await;
+    }
+    for _ in 0..2 {
+        let (cursor, ..) = change(&mut listener).await;
+        assert_eq!(listener.at(), cursor);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_no_longer_kept_is_told_as_a_gap() {
     let (store, _tasks, feed) = feed();
     let old = store.inner.feed_end().await.unwrap();
