@@ -208,20 +208,10 @@ impl SqliteStore {
         .fetch_one(&mut *snapshot)
         .await
         .map_err(|e| fault(e, OPERATION))?;
-        let rows = sqlx::query(
-            "-- changes
-            SELECT batch, changes FROM feed WHERE batch > ?1 OR (batch = ?1 AND length > ?2) ORDER BY batch LIMIT ?3",
-        )
-        .bind(after.batch)
-        .bind(after.index)
-        .bind(limit)
-        .fetch_all(&mut *snapshot)
-        .await
-        .map_err(|e| fault(e, OPERATION))?;
+        let batches = unread_batches(&mut snapshot, after, limit).await.map_err(|e| fault(e, OPERATION))?;
         snapshot.commit().await.map_err(|e| fault(e, OPERATION))?;
         let mut items = Vec::new();
-        for row in &rows {
-            let (batch, changes): (i64, String) = (row.get("batch"), row.get("changes"));
+        for (batch, changes) in batches {
             let changes: Vec<JobChange> = read(&changes)?;
             let cursors = (1u32..).map(|index| FeedCursor { batch, index });
             let unread = cursors.zip(changes).filter(|(cursor, _)| *cursor > after);
@@ -245,6 +235,32 @@ impl SqliteStore {
         .map_err(|e| fault(e, "find the end of the feed"))?;
         Ok(cursor(&row))
     }
+}
+
+/// The batches that hold the next `limit` changes, and none beyond: each may hold a thousand.
+pub(super) async fn unread_batches(
+    connection: &mut SqliteConnection,
+    after: FeedCursor,
+    limit: u32,
+) -> sqlx::Result<Vec<(i64, String)>> {
+    // Step by step: a sum over what follows would read all of it, because `length` stands behind `changes` in a row.
+    sqlx::query_as(
+        "-- changes
+        WITH RECURSIVE stretch (batch, told) AS (
+            SELECT * FROM (
+                SELECT batch, length - iif(batch = ?1, ?2, 0) FROM feed
+                 WHERE batch >= ?1 AND (batch > ?1 OR length > ?2) ORDER BY batch LIMIT 1)
+             UNION ALL
+            SELECT feed.batch, told + length
+              FROM stretch CROSS JOIN feed ON feed.batch = (SELECT min(batch) FROM feed WHERE batch > stretch.batch)
+             WHERE told < ?3)
+        SELECT batch, changes FROM stretch CROSS JOIN feed USING (batch) ORDER BY batch",
+    )
+    .bind(after.batch)
+    .bind(after.index)
+    .bind(limit)
+    .fetch_all(connection)
+    .await
 }
 
 fn cursor(row: &SqliteRow) -> FeedCursor {

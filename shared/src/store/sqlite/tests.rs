@@ -122,3 +122,30 @@ async fn progress_of_an_older_file_belongs_to_the_attempt_under_way() -> anyhow:
     assert_eq!(told[1].get::<Option<String>, _>(0), None);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_read_of_the_feed_takes_no_batch_it_has_no_room_for() -> anyhow::Result<()> {
+    let mut connection = SqliteConnection::connect("sqlite::memory:").await?;
+    MIGRATIONS.run(&mut connection).await?;
+    sqlx::query(
+        "INSERT INTO feed (at, changes, length) VALUES (0, '', 3), (0, '', 1), (0, '', 1000), (0, '', 1000)",
+    )
+    .execute(&mut connection)
+    .await?;
+    for (batch, index, limit, expected) in [
+        (0, 0, 3, vec![1]),
+        (0, 0, 4, vec![1, 2]),
+        (1, 1, 2, vec![1]),
+        (1, 1, 3, vec![1, 2]),
+        (1, 3, 2, vec![2, 3]),
+        (2, 1, 1000, vec![3]),
+        (3, 400, 600, vec![3]),
+        (3, 400, 601, vec![3, 4]),
+        (4, 1000, 500, vec![]),
+    ] {
+        let read = queue::unread_batches(&mut connection, FeedCursor { batch, index }, limit).await?;
+        let read: Vec<i64> = read.into_iter().map(|(batch, _)| batch).collect();
+        assert_eq!(read, expected, "{limit} after {batch}-{index}");
+    }
+    Ok(())
+}
