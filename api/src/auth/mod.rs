@@ -1,8 +1,8 @@
 //! Who asks, and what they may do: tokens, roles and the cache that keeps the store out of every request.
 //!
 //! A token read from the store is believed for [`TRUST`]; a nudge, by [`Authority::doubt`], ends that at once. Only who
-//! watches the gateway is believed longer while the store is away, for [`OUTAGE_TRUST`], whatever was nudged before. Knows no
-//! HTTP: what a failure looks like to a client is decided there.
+//! watches the gateway, or has a stream open already, is believed longer while the store is away, for [`OUTAGE_TRUST`],
+//! whatever was nudged before. Knows no HTTP: what a failure looks like to a client is decided there.
 
 mod token;
 
@@ -31,6 +31,8 @@ pub const TRUST: Duration = Duration::from_secs(5);
 const OUTAGE_TRUST: Duration = Duration::from_hours(24);
 /// How long such a holder waits for a store that may be away.
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a token is asked about that holds something open: its end closes that after so long and [`TRUST`] at most.
+const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// After so long one of the requests that use a token reads it anew, and the others do not wait for it.
 const REFRESH_AFTER: Duration = Duration::from_secs(2);
 /// Most tokens remembered, known and unknown.
@@ -228,6 +230,17 @@ impl Authority {
             Ok(Ok(fresh)) => self.judge(presented, &fresh),
             Ok(Err(StoreError::Away(_))) | Err(_) => self.judge(presented, &last),
             Ok(Err(error @ StoreError::Refused { .. })) => Err(error.into()),
+        }
+    }
+
+    /// Completes some time after the token is no longer good. That the store does not tell is no such end.
+    pub async fn until_invalid(&self, text: &str) {
+        loop {
+            tokio::time::sleep(ASK_AGAIN).await;
+            match self.authenticate_watcher(text).await {
+                Ok(_) | Err(AuthError::Store(_)) => {}
+                Err(AuthError::Invalid) => return,
+            }
         }
     }
 
@@ -434,6 +447,21 @@ mod tests {
         assert!(matches!(authority.authenticate_watcher(&ending.text).await, Err(AuthError::Invalid)));
         tokio::time::advance(Duration::from_hours(4)).await;
         assert!(matches!(authority.authenticate_watcher(&lasting.text).await, Err(AuthError::Store(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_token_holds_open_outlives_an_outage_and_not_the_token_even_during_one() {
+        let (store, clock) = (ScriptedStore::new(), Arc::new(ManualClock::at(system().now())));
+        let authority = Authority::new(store.clone(), clock.clone(), None).unwrap();
+        let expires_at = Some(clock.now() + Duration::from_mins(1));
+        let minted = stored(&store.inner, TokenWish { expires_at, ..wish(None, &[Role::Read]) }).await;
+        authority.authenticate(&minted.text).await.unwrap();
+        store.away.store(true, Ordering::SeqCst);
+        let ended = authority.until_invalid(&minted.text);
+        tokio::pin!(ended);
+        assert!(tokio::time::timeout(Duration::from_mins(5), &mut ended).await.is_err());
+        clock.advance(Duration::from_mins(1));
+        tokio::time::timeout(ASK_AGAIN + OUTAGE_PATIENCE, ended).await.unwrap();
     }
 
     #[tokio::test]

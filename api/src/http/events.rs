@@ -5,7 +5,7 @@
 
 use super::{
     Api,
-    extract::{Caller, JobPath, Params, Reading, accepts},
+    extract::{Caller, JobPath, Params, Reading, accepts, bearer},
     jobs::one,
     problem::{Answer, Kind, Problem},
 };
@@ -84,7 +84,7 @@ pub(super) async fn all(
     let turn = api.stream_turn()?;
     let listener = api.feed.listen(last_event_id(&headers)?).await?;
     let told = Telling { scope: caller.scope(), job: None, listener, past: VecDeque::new(), _turn: turn };
-    Ok(told.into_events(&api))
+    Ok(told.into_events(api.end_of_stream(bearer(&headers)?)))
 }
 
 /// Streams the changes of one job, its history first.
@@ -118,7 +118,8 @@ pub(super) async fn of_job(
             entry,
         }));
     }
-    Ok(Telling { scope, job: Some(id), listener, past, _turn: turn }.into_events(&api))
+    let told = Telling { scope, job: Some(id), listener, past, _turn: turn };
+    Ok(told.into_events(api.end_of_stream(bearer(&headers)?)))
 }
 
 fn last_event_id(headers: &HeaderMap) -> Answer<Option<FeedCursor>> {
@@ -146,11 +147,13 @@ struct Telling {
 }
 
 impl Telling {
-    fn into_events(self, api: &Api) -> Sse<impl Stream<Item = Result<Event, Infallible>> + use<>> {
+    fn into_events(
+        self,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
         let begin = stream::once(async { Event::default().retry(Duration::from_secs(2)).comment("jobgate") });
         let events = stream::unfold(self, |mut telling| async move { Some((telling.next().await, telling)) });
-        let until = api.tasks.shutdown().clone().cancelled_owned();
-        Sse::new(begin.chain(events).take_until(until).map(Ok))
+        Sse::new(begin.chain(events).take_until(end).map(Ok))
     }
 
     /// The next event, or after a silence how far the listener has come.

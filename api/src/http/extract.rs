@@ -172,7 +172,8 @@ fn whose(api: &Api, token: &str) -> Answer<SubmissionTag> {
     attempt.ok_or_else(Problem::invalid_token)
 }
 
-fn bearer(headers: &HeaderMap) -> Answer<&str> {
+/// The token a request shows.
+pub(super) fn bearer(headers: &HeaderMap) -> Answer<&str> {
     let missing = || Problem::new(Kind::Unauthenticated, "send `Authorization: Bearer <token>`");
     let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
     let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(missing)?;

@@ -5,7 +5,7 @@
 
 use super::{
     Api,
-    extract::{Caller, JobPath, Params, Reading, Segments, accepts},
+    extract::{Caller, JobPath, Params, Reading, Segments, accepts, bearer},
     jobs::one,
     problem::{Answer, Kind, Problem},
 };
@@ -82,8 +82,8 @@ pub(super) async fn get(
     let reading = LogReader { api: api.clone(), id, attempt, stream, at: offset };
     let mut response = if follow {
         let turn = api.stream_turn()?;
-        let shutdown = api.tasks.shutdown().clone().cancelled_owned();
-        Body::from_stream(reading.follow(scope, turn).take_until(shutdown)).into_response()
+        let end = api.end_of_stream(bearer(&headers)?);
+        Body::from_stream(reading.follow(scope, turn).take_until(end)).into_response()
     } else {
         let (end, complete) = api.logs.extent(id, attempt, stream, offset).await.map_err(log_store_away)?;
         let until = limit.map_or(end, |limit| end.min(offset.saturating_add(limit)));

@@ -208,6 +208,18 @@ impl Api {
         let full = |_| Problem::new(Kind::Overloaded, "too many streams are open; try again");
         self.streams.clone().try_acquire_owned().map_err(full)
     }
+
+    /// When a stream opened with this token must end, whatever it still has to tell.
+    fn end_of_stream(&self, token: &str) -> impl Future<Output = ()> + Send + use<> {
+        let (authority, token) = (self.authority.clone(), token.to_owned());
+        let shutdown = self.tasks.shutdown().clone();
+        async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = authority.until_invalid(&token) => {}
+            }
+        }
+    }
 }
 
 /// What other processes changed: somebody may want to see it, or what is remembered here is old.

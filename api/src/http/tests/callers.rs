@@ -1,8 +1,10 @@
 //! Who is let in, and what each role may do.
 
 use crate::testing::{Bench, small_job};
-use jobgate_shared::store::Role;
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use jobgate_shared::store::{Role, Scope, Store as _};
 use serde_json::json;
+use std::{sync::atomic::Ordering, time::Duration};
 
 #[tokio::test]
 async fn without_a_valid_token_every_path_of_v1_asks_for_one() {
@@ -116,6 +118,34 @@ async fn a_token_is_shown_once_works_until_revoked_and_is_listed_without_its_sec
         assert_eq!(refused.status.as_u16(), 400, "{wish}");
         assert!(refused.json()["field"].is_string(), "{wish}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_streams_to_a_token_goes_on_through_an_outage_and_ends_soon_after_it_was_revoked() {
+    let bench = Bench::new();
+    let token = bench.token(Some("a"), &[Role::Submit]).await;
+    let job = bench.call("POST", "/v1/jobs").token(&token).json(&small_job()).send().await.json();
+    let id = job["id"].as_str().unwrap();
+    let mut open = FuturesUnordered::new();
+    for path in [
+        "/v1/events".to_owned(),
+        format!("/v1/jobs/{id}/events"),
+        format!("/v1/jobs/{id}/logs/stdout?follow=true"),
+    ] {
+        let response = bench.call("GET", &path).token(&token).open().await;
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        open.push(response.into_body().into_data_stream().map(drop).collect::<()>());
+    }
+    for away in [true, false] {
+        bench.store.away.store(away, Ordering::SeqCst);
+        let early = tokio::time::timeout(Duration::from_mins(1), open.next()).await;
+        assert!(early.is_err(), "away: {away}");
+    }
+    // On another process, and the nudge was lost.
+    let revoked = bench.store.inner.tokens(&Scope::All).await.unwrap().remove(0);
+    assert!(bench.store.inner.revoke_token(&Scope::All, revoked.id).await.unwrap());
+    let ended = tokio::time::timeout(Duration::from_secs(20), open.count()).await;
+    assert_eq!(ended, Ok(3));
 }
 
 #[tokio::test]
