@@ -6,6 +6,7 @@ use jobgate_shared::{
     domain::WorkerId,
     store::{Leases as _, Role, Store as _, Worker, WorkerCluster},
 };
+use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
@@ -204,4 +205,18 @@ async fn every_answer_carries_the_id_of_its_request() {
         let made = bench.call("GET", "/nowhere").header("x-request-id", foreign).send().await;
         assert_eq!(made.header("x-request-id").len(), 32);
     }
+}
+
+#[tokio::test]
+async fn methods_that_strangers_make_up_are_counted_as_one() {
+    let counts = PrometheusBuilder::new().build_recorder();
+    let counting = metrics::set_default_local_recorder(&counts);
+    let bench = Bench::new();
+    for (method, path) in [("GET", "/livez"), ("BREW", "/v1/jobs"), ("WHEN", "/nowhere")] {
+        bench.call(method, path).without("authorization").send().await;
+    }
+    drop(counting);
+    let told = counts.handle().render();
+    let counted = |method: &str| told.contains(&format!("method=\"{method}\""));
+    assert_eq!(["GET", "other", "BREW", "WHEN"].map(counted), [true, true, false, false], "{told}");
 }
