@@ -81,6 +81,8 @@ pub(crate) struct ScriptedStore {
     pub(crate) overtaken: AtomicBool,
     /// So many calls of `compact_counts` leave something for the next.
     pub(crate) uncompacted: AtomicUsize,
+    /// The answer of the next removal is lost, and it is made again.
+    pub(crate) removed_unheard: AtomicBool,
     /// Inserts wait while this is false.
     pub(crate) open: watch::Sender<bool>,
     /// Calls of anything but `insert`.
@@ -97,6 +99,7 @@ impl ScriptedStore {
             inserts: Mutex::default(),
             overtaken: AtomicBool::new(false),
             uncompacted: AtomicUsize::new(0),
+            removed_unheard: AtomicBool::new(false),
             open: watch::channel(true).0,
             calls: AtomicUsize::new(0),
         })
@@ -138,6 +141,9 @@ macro_rules! passing_on {
                 self.answer()?;
                 if self.overtaken.swap(false, Ordering::SeqCst) {
                     self.inner.command(scope, &[job], Command::Retry, "token:faster").await?;
+                }
+                if self.removed_unheard.swap(false, Ordering::SeqCst) {
+                    self.inner.remove(scope, job).await?;
                 }
                 self.inner.remove(scope, job).await
             }

@@ -318,16 +318,19 @@ pub(super) async fn remove(
     // Noted first, so that a crash leaves no log for ever; gone last, so that a job tried again meanwhile keeps its own.
     let now = api.clock.now();
     let note = api.logs.doom(&[id], now).await.map_err(log_store_away)?;
-    let removed = api.store.remove(&caller.scope(), id).await?;
+    let gone = match api.store.remove(&caller.scope(), id).await? {
+        // It was there just now: another removed it, or this call did, and asked again when the answer was lost.
+        Removed::Removed | Removed::Absent => true,
+        Removed::NotEnded => false,
+    };
     // Of a job that ended lately more may come; the note stays for that.
     let all_shipped = life.finished_at.is_some_and(|at| at + ALL_SHIPPED_AFTER <= now);
     let cleaned = async {
-        if removed == Removed::Removed {
+        if gone {
             api.logs.remove(&[id]).await?;
         }
         match note {
-            // Whoever else removed it has a note of their own.
-            Some(note) if removed != Removed::Removed || all_shipped => api.logs.strike_out(note).await,
+            Some(note) if !gone || all_shipped => api.logs.strike_out(note).await,
             Some(_) | None => Ok(()),
         }
     };
@@ -335,9 +338,5 @@ pub(super) async fn remove(
         let error = format!("{:#}", anyhow::Error::new(error));
         tracing::warn!(error, job = %id, "what job {id} leaves in the log store is removed later");
     }
-    match removed {
-        Removed::Removed => Ok(StatusCode::NO_CONTENT),
-        Removed::NotEnded => Err(not_ended()),
-        Removed::Absent => Err(Problem::no_such_job()),
-    }
+    if gone { Ok(StatusCode::NO_CONTENT) } else { Err(not_ended()) }
 }

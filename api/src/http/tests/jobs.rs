@@ -176,6 +176,20 @@ async fn an_ended_job_is_removed_with_its_logs_and_one_that_has_not_ended_is_not
 }
 
 #[tokio::test]
+async fn a_removal_whose_answer_is_lost_leaves_no_logs() {
+    let bench = Bench::new();
+    let job = bench.posted(small_job()).await;
+    let id = job["id"].as_str().unwrap().parse().unwrap();
+    bench.logs.append(id, 1, LogStream::Stdout, 0, Bytes::from("text")).await.unwrap();
+    bench.call("POST", &format!("{}/cancel", path(&job))).send().await;
+    bench.store.removed_unheard.store(true, Ordering::SeqCst);
+    assert_eq!(bench.call("DELETE", &path(&job)).send().await.status.as_u16(), 204);
+    assert_eq!(bench.logs.resume(id, 1, LogStream::Stdout).await.unwrap(), 0);
+    let noted = bench.logs.dooms(system().now() + TimeDelta::hours(1)).count().await;
+    assert_eq!(noted, 1, "it ended just now, and more may be shipped of it");
+}
+
+#[tokio::test]
 async fn a_job_that_is_tried_again_while_it_is_removed_keeps_its_logs() {
     let bench = Bench::new();
     let job = bench.posted(small_job()).await;
