@@ -2,6 +2,7 @@
 //!
 //! A JSON array is read whole before anything is accepted, so a syntax error in it accepts nothing. NDJSON is accepted
 //! as it arrives, in parts that share commits with everybody else's; what is wrong with a line is told at its index.
+//! Parsed jobs are held for a few parts only: what is stored is kept as the text of its answer.
 
 use super::{
     Api,
@@ -23,18 +24,24 @@ use axum::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::{StreamExt as _, stream::FuturesOrdered};
 use jobgate_shared::domain::{IdempotencyKey, JobId, JobState, NewJob, Project};
-use serde::Serialize;
-use serde_json::value::RawValue;
-use std::{pin::Pin, sync::Arc, task::Poll};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
+use serde_json::value::{RawValue, to_raw_value};
+use std::{fmt, pin::Pin, sync::Arc, task::Poll};
 
 /// Parts of one batch that wait for their commit at once.
 const PARTS: usize = 4;
+/// A part ends with the job that brings it to so many bytes of memory.
+const PART_BYTES: usize = 4 * 1024 * 1024;
 
 /// What became of a batch, by index.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct BatchOutcome {
     /// One for each job posted, in order.
-    items: Vec<ItemOutcome>,
+    #[schema(value_type = Vec<ItemOutcome>)]
+    items: Vec<Box<RawValue>>,
 }
 
 /// What became of one job of a batch.
@@ -94,6 +101,7 @@ pub(super) async fn post(
         key: idempotency_key(&parts.headers)?,
         minimal: prefers_minimal(&parts.headers),
         part: Part::default(),
+        count: 0,
         waiting: FuturesOrdered::new(),
         items: Vec::new(),
     };
@@ -122,14 +130,17 @@ struct Batch<'a> {
     key: Option<String>,
     minimal: bool,
     part: Part,
+    /// Jobs taken so far, good or bad.
+    count: usize,
     waiting: FuturesOrdered<Pin<Box<dyn Future<Output = Stored> + Send + 'a>>>,
-    items: Vec<ItemOutcome>,
+    items: Vec<Box<RawValue>>,
 }
 
 /// Neighbours that are stored together: the good ones, and what is wrong with the others.
 #[derive(Default)]
 struct Part {
     jobs: Vec<NewJob>,
+    /// What they take in memory.
     bytes: usize,
     /// For each index in turn: nothing for a job of `jobs`, else what is wrong.
     faults: Vec<Option<Problem>>,
@@ -137,7 +148,7 @@ struct Part {
 
 impl Batch<'_> {
     async fn read_array(&mut self, body: &Bytes) -> Answer<()> {
-        let items: Vec<&RawValue> = serde_json::from_slice(body)
+        let Items(items) = serde_json::from_slice(body)
             .map_err(|e| Problem::new(Kind::MalformedJson, format!("not a JSON array: {e}")))?;
         if items.len() > MAX_BATCH_ITEMS {
             return Err(Problem::new(
@@ -157,7 +168,7 @@ impl Batch<'_> {
         loop {
             match lines.next().await {
                 Ok(Some(line)) if line.trim_ascii().is_empty() => {}
-                Ok(Some(_)) if self.count() == MAX_BATCH_ITEMS => {
+                Ok(Some(_)) if self.count == MAX_BATCH_ITEMS => {
                     let rest = format!(
                         "a batch holds {MAX_BATCH_ITEMS} jobs; this one and all after it are left out"
                     );
@@ -170,19 +181,12 @@ impl Batch<'_> {
         }
     }
 
-    /// Jobs taken so far, good or bad.
-    fn count(&self) -> usize {
-        let waiting: usize = self.waiting.len() * MAX_ROWS;
-        self.items.len() + waiting + self.part.faults.len()
-    }
-
     async fn take(&mut self, item: &[u8]) {
         match self.check(item) {
             Ok(job) => {
+                self.part.bytes += item.len() + job.parsed_weight();
                 self.part.jobs.push(job);
-                self.part.bytes += item.len();
-                self.part.faults.push(None);
-                self.flush_if_full().await;
+                self.took(None).await;
             }
             Err(problem) => self.fault(problem).await,
         }
@@ -193,7 +197,7 @@ impl Batch<'_> {
             return Err(Problem::new(Kind::TooLarge, format!("a job may hold {MAX_JOB} bytes")));
         }
         let key = self.key.as_ref().map(|key| {
-            let key = format!("{key}#{}", self.count());
+            let key = format!("{key}#{}", self.count);
             IdempotencyKey { key, body: digest(item) }
         });
         let now = self.api.clock.now();
@@ -202,12 +206,13 @@ impl Batch<'_> {
     }
 
     async fn fault(&mut self, problem: Problem) {
-        self.part.faults.push(Some(problem));
-        self.flush_if_full().await;
+        self.took(Some(problem)).await;
     }
 
-    async fn flush_if_full(&mut self) {
-        if self.part.faults.len() == MAX_ROWS {
+    async fn took(&mut self, fault: Option<Problem>) {
+        self.part.faults.push(fault);
+        self.count += 1;
+        if self.part.faults.len() == MAX_ROWS || self.part.bytes >= PART_BYTES {
             self.flush();
             // A future does nothing until it is polled: this sends the part on its way while the next is read.
             if let Poll::Ready(Some(stored)) = futures::poll!(self.waiting.next()) {
@@ -235,14 +240,16 @@ impl Batch<'_> {
     fn collect(&mut self, (part, accepted): Stored) {
         let mut accepted = accepted.into_iter();
         for fault in part.faults {
-            self.items.push(match fault {
+            let outcome = match fault {
                 Some(problem) => ItemOutcome::Error(problem),
                 None => outcome(accepted.next().unwrap_or(Accepted::Away), self.minimal),
-            });
+            };
+            // No key of it is anything but text, so it can always be written.
+            self.items.push(to_raw_value(&outcome).unwrap_or_default());
         }
     }
 
-    async fn finish(mut self) -> Vec<ItemOutcome> {
+    async fn finish(mut self) -> Vec<Box<RawValue>> {
         self.flush();
         while let Some(stored) = self.waiting.next().await {
             self.collect(stored);
@@ -260,6 +267,36 @@ fn outcome(accepted: Accepted, minimal: bool) -> ItemOutcome {
         other @ (Accepted::KeyReused | Accepted::Refused | Accepted::Away) => {
             ItemOutcome::Error(not_accepted(&other))
         }
+    }
+}
+
+/// The items of an array, one more at most than a batch holds: a body has room for millions.
+struct Items<'a>(Vec<&'a RawValue>);
+
+impl<'a> Deserialize<'a> for Items<'a> {
+    fn deserialize<D: Deserializer<'a>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_seq(ReadItems)
+    }
+}
+
+struct ReadItems;
+
+impl<'a> Visitor<'a> for ReadItems {
+    type Value = Items<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a sequence")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Items<'a>, A::Error> {
+        let mut items = Vec::new();
+        while items.len() <= MAX_BATCH_ITEMS
+            && let Some(item) = seq.next_element()?
+        {
+            items.push(item);
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Items(items))
     }
 }
 
@@ -309,5 +346,18 @@ impl Lines {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_items_are_kept_than_tell_that_there_are_too_many() {
+        let array = format!("[{}]", vec!["0"; 3 * MAX_BATCH_ITEMS].join(","));
+        let Items(items) = serde_json::from_str(&array).unwrap();
+        assert_eq!(items.len(), MAX_BATCH_ITEMS + 1);
+        assert!(serde_json::from_str::<Items>(&array[..array.len() - 1]).is_err(), "it is read to its end");
     }
 }

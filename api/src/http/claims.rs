@@ -360,7 +360,7 @@ pub(super) async fn renew(
 pub(super) struct ClaimPage {
     /// In the order of their ids.
     items: Vec<ClaimedJob>,
-    /// Where the next page begins; null on the last.
+    /// Where the next page begins; null on the last. A page can be short and still have a next one.
     next_cursor: Option<String>,
 }
 
@@ -391,7 +391,7 @@ pub(super) async fn list(
     let after = params.one("cursor")?.map(|text| text.parse::<JobId>().map_err(|_| foreign())).transpose()?;
     params.end()?;
     let jobs = api.claims.unsettled(&cluster, claimant, after, limit).await?;
-    // One that went elsewhere while it was read makes a page shorter, so any page but an empty one may have a next.
+    // A page of heavy jobs is shorter than was asked for, so any page but an empty one may have a next.
     let next_cursor = jobs.last().map(|job| job.id.to_string());
     let items = jobs.into_iter().map(|job| ClaimedJob::of(&api, job)).collect();
     Ok(Json(ClaimPage { items, next_cursor }))

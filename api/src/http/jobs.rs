@@ -72,7 +72,8 @@ pub(super) async fn post(
     let by = &caller.principal.by;
     let posting = Posting { clusters: &*api.clusters, project: &project, by, now };
     let job = json::read::<JobRequest>(&body)?.check(&posting, key)?;
-    let accepted = api.acceptor.accept(vec![job], body.len()).await.map_err(overloaded)?.pop();
+    let bytes = body.len() + job.parsed_weight();
+    let accepted = api.acceptor.accept(vec![job], bytes).await.map_err(overloaded)?.pop();
     match accepted.unwrap_or(Accepted::Away) {
         Accepted::Created(job) => {
             let location = format!("/v1/jobs/{}", job.id);
@@ -289,7 +290,7 @@ pub(super) fn check_room(outputs: &Document, more: &Document) -> Answer<()> {
     if size(&merged) > MAX_OUTPUTS {
         return Err(Problem::invalid("outputs", format!("would be larger than {MAX_OUTPUTS} bytes")));
     }
-    Ok(())
+    request::check_document("outputs", &merged)
 }
 
 fn size(document: &Document) -> usize {

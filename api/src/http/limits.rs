@@ -14,6 +14,8 @@ pub(super) const MAX_BATCH_ITEMS: usize = 10_000;
 pub(super) const MAX_SMALL: usize = 256 * 1024;
 /// Largest outputs of a job, whatever patches they came by.
 pub(super) const MAX_OUTPUTS: usize = 512 * 1024;
+/// Most memory one document of a job may take beside its text: about 200 000 values, or 20 000 objects of two fields.
+pub(super) const MAX_PARSED: usize = 16 * 1024 * 1024;
 /// Largest page of a listing, and the usual one.
 pub(super) const MAX_PAGE: u32 = 1_000;
 /// Page of a listing when nothing is said.

@@ -2,11 +2,15 @@
 //!
 //! It is checked here completely, so that nothing wrong becomes a row; the first fault found names its field by its path.
 
-use super::problem::{Answer, Problem};
+use super::{
+    limits::MAX_PARSED,
+    problem::{Answer, Problem},
+};
 use crate::clusters::SpecValidator;
 use chrono::{DateTime, TimeDelta, Utc};
 use jobgate_shared::domain::{
     ClusterName, Document, Ending, IdempotencyKey, JobId, JobSpec, NewJob, Project, RetryPolicy, object,
+    parsed_weight,
 };
 use serde::Deserialize;
 use std::path::Path;
@@ -54,7 +58,8 @@ pub struct JobRequest {
     /// What to run.
     #[serde(deserialize_with = "object")]
     spec: JobSpec,
-    /// Anything the job's readers want to find beside it; not interpreted.
+    /// Anything the job's readers want to find beside it; not interpreted. At most about 200 000 values, or 20 000 small
+    /// objects.
     #[serde(default)]
     #[schema(value_type = Object)]
     inputs: Document,
@@ -199,8 +204,15 @@ pub(super) fn check_progress(progress: i64) -> Answer<u8> {
 
 /// Checks a document that is kept and not interpreted.
 pub(super) fn check_document(field: &str, document: &Document) -> Answer<()> {
-    let shallow = document.values().all(|value| nests_at_most(value, MAX_DEPTH));
-    if shallow { Ok(()) } else { Err(Problem::invalid(field, format!("nests deeper than {MAX_DEPTH}"))) }
+    if !document.values().all(|value| nests_at_most(value, MAX_DEPTH)) {
+        return Err(Problem::invalid(field, format!("nests deeper than {MAX_DEPTH}")));
+    }
+    if parsed_weight(document) > MAX_PARSED {
+        let counted = "a value counts 64, an array 128 more, an object 640 more for every six fields";
+        let detail = format!("holds more than {MAX_PARSED} bytes of memory allow: {counted}");
+        return Err(Problem::invalid(field, detail));
+    }
+    Ok(())
 }
 
 fn nests_at_most(value: &serde_json::Value, depth: usize) -> bool {

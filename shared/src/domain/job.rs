@@ -2,6 +2,7 @@
 
 use super::{
     ClusterName, Ending, HistoryEntry, JobId, JobSpec, JobState, Project, SelfReport, Submission, WorkerId,
+    weight::{length, parsed_weight},
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,11 @@ pub struct NewJob {
 }
 
 impl NewJob {
+    /// About how many bytes it takes in memory beside the text it was posted as.
+    pub fn parsed_weight(&self) -> usize {
+        self.spec.parsed_weight() + parsed_weight(&self.inputs)
+    }
+
     /// The job as stored, accepted at the store's time `now`. A `run_at` in the past is due now: asking for the past
     /// must not pass those who waited.
     pub fn accepted(&self, now: DateTime<Utc>) -> Job {
@@ -254,11 +260,14 @@ pub struct Job {
 }
 
 impl Job {
-    /// About how many bytes it takes, stored or sent: what was asked for and handed out, the same for every store.
+    /// About how many bytes it takes in memory: what was asked for and handed out, the same for every store. Stored or sent
+    /// it is less.
     pub fn weight(&self) -> usize {
         // What is around the documents: names, times, words.
         const FRAME: usize = 1024;
-        FRAME + length(&self.spec) + length(&self.inputs) + length(&self.outputs)
+        let text = length(&self.spec) + length(&self.inputs) + length(&self.outputs);
+        let parsed = self.spec.parsed_weight() + parsed_weight(&self.inputs) + parsed_weight(&self.outputs);
+        FRAME + text + parsed
     }
 
     /// The first entry of its history: accepted, in the state it began in.
@@ -272,24 +281,6 @@ impl Job {
             by: Some(self.created_by.clone()),
         }
     }
-}
-
-/// The length of a document as JSON.
-fn length(document: &impl Serialize) -> usize {
-    struct Count(usize);
-    impl std::io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    // A document that could not be written was never stored; it weighs what was written of it.
-    drop(serde_json::to_writer(&mut count, document));
-    count.0
 }
 
 /// Environment every job gets to know itself by.

@@ -17,6 +17,7 @@ mod samples;
 mod spec;
 mod state;
 mod transition;
+mod weight;
 
 pub use event::{Ending, Observation, Seq, StatusEvent, Submission};
 pub use history::{AttemptTimes, Deviation, HistoryEntry, derive_history};
@@ -29,3 +30,4 @@ pub use state::{JobState, Phase};
 pub use transition::{
     Change, Command, Fact, Outcome, POISON_LIMIT, Refusal, SUSPECT_AFTER, Standing, transition,
 };
+pub use weight::parsed_weight;

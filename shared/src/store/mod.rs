@@ -113,7 +113,8 @@ pub trait Leases: Apply {
     async fn serving(&self, clusters: &[ClusterName]) -> StoreResult<Vec<u32>>;
 
     /// Up to `limit` jobs of `cluster` that one of these workers has by its row ([`WorkerId::NOBODY`]: handed back), whole,
-    /// in the order of their ids and beginning after `after`. For workers that keep no list of their own.
+    /// in the order of their ids and beginning after `after`; none behind the one that brings them to [`PAGE_BYTES`]. For
+    /// workers that keep no list of their own.
     async fn in_hands(
         &self,
         cluster: &ClusterName,

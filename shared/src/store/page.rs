@@ -1,5 +1,5 @@
-//! How much a page of a listing holds: so many jobs, and so many bytes, because a thousand jobs can be small or a gigabyte.
-//! And how far is looked for them: so many candidates, whatever there is, because a filter may mean none of a million.
+//! How much a page of a listing holds: so many jobs, and so many bytes in memory, because a thousand jobs can be small or a
+//! gigabyte. And how far is looked for them: so many candidates, whatever there is, because a filter may mean none of a million.
 
 use super::{Filter, Page, PageRequest};
 use crate::domain::Job;
@@ -82,4 +82,18 @@ impl Filling {
         let next = self.jobs.last().map(|job| job.id).filter(|_| more || self.is_heavy());
         Page { jobs: self.jobs, next }
     }
+}
+
+/// Jobs as they are read, none behind the one that makes them as heavy as a page.
+pub(super) fn up_to_a_page<E>(jobs: impl Iterator<Item = Result<Job, E>>) -> Result<Vec<Job>, E> {
+    let (mut taken, mut weight) = (Vec::new(), 0);
+    for job in jobs {
+        let job = job?;
+        weight += job.weight();
+        taken.push(job);
+        if weight >= PAGE_BYTES {
+            break;
+        }
+    }
+    Ok(taken)
 }

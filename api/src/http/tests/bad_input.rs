@@ -27,6 +27,7 @@ async fn a_wrong_value_is_refused_by_the_path_of_its_field() {
     let long = |n: usize| "x".repeat(n);
     let retry_on = |ending: &str| json!({"retry_on": ["FAILED", ending]});
     let deep = (0..110).fold(json!(1), |inner, _| json!([inner]));
+    let many = || json!({"a": vec![json!({"": 0}); 25_000]});
     let table = [
         ("name", job_with("/name", json!(long(201)))),
         ("name", job_with("/name", json!("two\nlines"))),
@@ -52,6 +53,8 @@ async fn a_wrong_value_is_refused_by_the_path_of_its_field() {
         ("hold", job_with("/hold", json!("yes"))),
         ("inputs", job_with("/inputs", json!([1]))),
         ("inputs", job_with("/inputs", json!({"a": deep}))),
+        ("inputs", job_with("/inputs", many())),
+        ("spec.engine", job_with("/spec/engine", many())),
         ("retry.retry_on[1]", job_with("/retry", retry_on("FINISHED"))),
         ("retry.retry_on[1]", job_with("/retry", retry_on("FAILED"))),
         ("retry.retry_on[1]", job_with("/retry", retry_on("SOMETIMES"))),
@@ -269,4 +272,20 @@ async fn a_request_for_another_host_is_turned_away() {
     }
     let probe = bench.call("GET", "/livez").header("host", "10.1.2.3:7070").send().await;
     assert_eq!(probe.status.as_u16(), 200, "probes call a server by any address");
+}
+
+#[tokio::test]
+async fn a_document_is_bounded_by_what_it_takes_parsed_and_not_by_its_text_alone() {
+    let bench = Bench::new();
+    let numbers: Vec<u32> = (0..170_000).map(|n| n % 100_000).collect();
+    let objects: Vec<Value> = (0..20_000).map(|n| json!({"id": n, "size": 12_345})).collect();
+    let job = bench.posted(job_with("/inputs", json!({"numbers": numbers}))).await;
+    bench.posted(job_with("/inputs", json!({"objects": objects}))).await;
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let hand_out = async |key: &str| {
+        let some = vec![json!({"": 0}); 12_000];
+        bench.call("PATCH", &path).json(&json!({"outputs": {key: some}})).send().await
+    };
+    assert_eq!(hand_out("a").await.status.as_u16(), 200);
+    hand_out("b").await.is_problem(400, "invalid-field", Some("outputs"));
 }

@@ -112,3 +112,16 @@ async fn a_batch_in_an_outage_tells_every_job_to_come_back() {
         [json!(503), json!(400)]
     );
 }
+
+#[tokio::test]
+async fn jobs_that_take_much_memory_are_stored_a_few_at_a_time() {
+    let bench = Bench::new();
+    let inputs = json!({"a": vec![json!({"": 0}); 6_000]});
+    let heavy = json!({"inputs": inputs, "spec": {"command": ["true"]}});
+    let answer = bench.call("POST", "/v1/jobs/batch").json(&json!(vec![heavy; 12])).send().await.json();
+    assert_eq!(errors(&answer), []);
+    let told = answer["items"].as_array().unwrap();
+    assert!(told.len() == 12 && told.iter().all(|item| item["job"]["inputs"] == inputs));
+    let most = bench.store.inserts().iter().map(|call| call.ids.len()).max();
+    assert!(most <= Some(4), "{most:?} at once");
+}

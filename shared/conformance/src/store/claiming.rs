@@ -2,7 +2,10 @@
 
 use super::{
     Stage,
-    site::{LONG, Site, cluster, ended, granted, new_job, serves, submission, to_hand_back},
+    site::{
+        LONG, Site, cluster, ended, granted, heavy_by_its_text, heavy_when_parsed, new_job, serves,
+        submission, to_hand_back,
+    },
 };
 use anyhow::{Result, ensure};
 use chrono::TimeDelta;
@@ -10,7 +13,7 @@ use futures::future::try_join_all;
 use jobgate_shared::domain::{
     Command, Ending, Job, JobId, JobState, NewJob, POISON_LIMIT, Reach, Refusal, SUSPECT_AFTER, WorkerId,
 };
-use jobgate_shared::store::{Applied, Claimed, Filter, Recorded, Scope, ToRecord};
+use jobgate_shared::store::{Applied, Claimed, Filter, PAGE_BYTES, Recorded, Scope, ToRecord};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -237,6 +240,27 @@ pub async fn what_is_in_given_hands_is_told_by_cluster_and_in_pages(stage: &dyn 
     site.take(first, running.id).await?;
     assert_eq!(in_hands(&local, &[second], None, 10).await?, []);
     assert_eq!(in_hands(&local, &[first, second], None, 10).await?.len(), 2);
+    Ok(())
+}
+
+/// However many are asked for, what is told of given hands is no more than its last job makes it.
+pub async fn what_is_in_given_hands_ends_with_the_job_that_fills_a_page(stage: &dyn Stage) -> Result<()> {
+    let site = Site::new(stage);
+    let worker = site.worker().await?;
+    let third = || heavy_by_its_text(PAGE_BYTES / 3);
+    let mut jobs = Vec::new();
+    for new in [third(), heavy_when_parsed(), third(), heavy_by_its_text(PAGE_BYTES * 5 / 2), new_job()] {
+        jobs.push(site.claimed(worker, new).await?.id);
+    }
+    let (mut after, mut pages, mut told) = (None, Vec::new(), Vec::new());
+    loop {
+        let page = site.store.in_hands(&cluster("local"), &[worker], after, 1000).await?;
+        pages.push(page.len());
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        told.extend(page.into_iter().map(|job| job.id));
+    }
+    assert_eq!((pages, told), (vec![3, 1, 1, 0], jobs));
     Ok(())
 }
 

@@ -2,11 +2,13 @@
 
 use super::{
     Stage,
-    site::{Site, cluster, ended, new_job, project, runs, to_hand_back},
+    site::{
+        Site, cluster, ended, heavy_by_its_text, heavy_when_parsed, new_job, project, runs, to_hand_back,
+    },
 };
 use anyhow::{Context as _, Result, ensure};
 use jobgate_shared::domain::{
-    Command, Ending, HistoryEntry, Job, JobId, JobSpec, JobState, NewJob, RetryPolicy,
+    Command, Ending, HistoryEntry, Job, JobId, JobState, NewJob, RetryPolicy,
 };
 use jobgate_shared::store::{Commanded, Filter, PAGE_BYTES, PageRequest, Patch, Removed, Scope};
 use std::time::Duration;
@@ -58,11 +60,13 @@ pub async fn a_page_of_heavy_jobs_ends_with_the_one_that_fills_it(stage: &dyn St
     let site = Site::new(stage);
     let mut jobs = Vec::new();
     for n in 0..7 {
-        // As easily compressed as jobs can be, and one that alone is more than a page.
-        let bytes = if n == 3 { PAGE_BYTES * 5 / 2 } else { PAGE_BYTES / 3 };
-        let stdin = Some("x".repeat(bytes));
-        let spec = JobSpec { command: vec!["wc".into()], stdin, ..JobSpec::default() };
-        jobs.push(site.accept(NewJob { spec, ..new_job() }).await?.id);
+        // As easily compressed as jobs can be, one that is heavy only once it is parsed, and one that alone is more than a page.
+        let new = match n {
+            1 => heavy_when_parsed(),
+            3 => heavy_by_its_text(PAGE_BYTES * 5 / 2),
+            _ => heavy_by_its_text(PAGE_BYTES / 3),
+        };
+        jobs.push(site.accept(new).await?.id);
         site.accept(new_job()).await?;
     }
     let mut after = None;

@@ -63,6 +63,7 @@ macro_rules! store_conformance {
             a_replayed_claim_gives_the_same_claim_again,
             a_worker_holds_what_it_was_granted_until_it_is_given_up_ended_or_adopted,
             what_is_in_given_hands_is_told_by_cluster_and_in_pages,
+            what_is_in_given_hands_ends_with_the_job_that_fills_a_page,
             an_id_named_twice_is_granted_under_one_claim,
             a_dead_workers_jobs_are_adopted_as_they_are,
             a_lease_that_ran_out_frees_its_jobs,

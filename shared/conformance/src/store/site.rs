@@ -11,6 +11,7 @@ use jobgate_shared::store::{
     Applied, Claimed, Commanded, Depth, FeedCursor, Filter, FullStore, Inserted, JobChange, PageRequest,
     Recorded, Scope, ToHandBack, ToRecord, Worker, WorkerCluster,
 };
+use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// A lease or a hint that no case outlives.
@@ -45,6 +46,19 @@ pub(super) fn new_job() -> NewJob {
         created_by: "token:t".into(),
         idempotency: None,
     }
+}
+
+/// A job whose standard input has so many bytes.
+pub(super) fn heavy_by_its_text(bytes: usize) -> NewJob {
+    let stdin = Some("x".repeat(bytes));
+    let spec = JobSpec { command: vec!["wc".into()], stdin, ..JobSpec::default() };
+    NewJob { spec, ..new_job() }
+}
+
+/// A job of more than a third of a page, of which next to nothing is text.
+pub(super) fn heavy_when_parsed() -> NewJob {
+    let inputs = Document::from_iter([("objects".to_owned(), json!(vec![json!({"": 0}); 8_000]))]);
+    NewJob { inputs, ..new_job() }
 }
 
 pub(super) fn key(key: &str, body: u8) -> IdempotencyKey {

@@ -3,6 +3,7 @@
 use super::{MemoryStore, Rows};
 use crate::domain::{Agreement, ClusterName, Job, JobId, StatusEvent, WorkerId};
 use crate::store::kernel::{Decided, Told, decide, refused_for_room};
+use crate::store::page::up_to_a_page;
 use crate::store::{
     Applied, Apply, Claimed, Heartbeat, Leases, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Worker,
     WorkerCluster,
@@ -140,7 +141,7 @@ impl Leases for MemoryStore {
                 && job.life.owner.is_some_and(|owner| owners.contains(&owner))
                 && after.is_none_or(|after| job.id > after)
         });
-        Ok(meant.take(limit as usize).cloned().collect())
+        up_to_a_page(meant.take(limit as usize).cloned().map(Ok))
     }
 
     async fn record(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {

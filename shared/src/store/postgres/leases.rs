@@ -4,7 +4,7 @@ use super::{
     insert::whole_jobs,
     ledger::Rows,
     pools::{Lane, Pools, Work},
-    rows::{Columns, json, seconds, signed, sparse_json, uuids},
+    rows::{Columns, bytes_before, job, job_columns, json, most_bytes, seconds, signed, sparse_json, uuids},
 };
 use crate::{
     domain::{ClusterName, Job, JobId, JobState, StatusEvent, WorkerId},
@@ -12,6 +12,7 @@ use crate::{
         Applied, Claimed, Heartbeat, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Worker,
         WorkerCluster,
         kernel::{Told, decide, refused_for_room},
+        page::up_to_a_page,
     },
 };
 use futures::FutureExt as _;
@@ -344,30 +345,33 @@ struct Hands {
 
 fn in_hands<'c>(connection: &'c mut PgConnection, hands: &'c Hands) -> Work<'c, Vec<Job>> {
     async move {
-        let rows = sqlx::query(
+        let rows = sqlx::query(concat!(
             "-- jobs_in_hands
-             SELECT DISTINCT s.job_id
-               FROM claims c
-              CROSS JOIN LATERAL unnest(c.job_ids) AS held (job_id)
-               JOIN job_state s ON s.job_id = ANY (ARRAY[held.job_id])
-              WHERE c.worker_id = ANY ($1) AND s.owner = c.worker_id AND s.state IN (2, 3, 4) AND s.cluster = $2
-                AND ($3::uuid IS NULL OR s.job_id > $3)
-              ORDER BY s.job_id LIMIT $4",
-        )
+             SELECT * FROM (
+                 SELECT ",
+            job_columns!(),
+            ", ",
+            bytes_before!("j.id"),
+            " AS before
+                   FROM (SELECT DISTINCT s.job_id
+                           FROM claims c
+                          CROSS JOIN LATERAL unnest(c.job_ids) AS held (job_id)
+                           JOIN job_state s ON s.job_id = ANY (ARRAY[held.job_id])
+                          WHERE c.worker_id = ANY ($1) AND s.owner = c.worker_id AND s.state IN (2, 3, 4)
+                            AND s.cluster = $2 AND ($3::uuid IS NULL OR s.job_id > $3)
+                          ORDER BY s.job_id LIMIT $4) mine
+                   JOIN jobs j ON j.id = ANY (ARRAY[mine.job_id])
+                   JOIN job_state s ON s.job_id = ANY (ARRAY[mine.job_id])) m
+              WHERE coalesce(m.before, 0) < $5 ORDER BY m.id"
+        ))
         .bind(&hands.owners)
         .bind(&hands.cluster)
         .bind(hands.after)
         .bind(hands.limit)
-        .fetch_all(&mut *connection)
+        .bind(most_bytes())
+        .fetch_all(connection)
         .await?;
-        let ids: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
-        let mut jobs = whole_jobs(connection, &ids).await?;
-        // Another statement sees another moment: what has left these hands since is not in them.
-        jobs.retain(|job| {
-            job.life.state.is_owned() && job.life.owner.is_some_and(|owner| hands.owners.contains(&owner.0))
-        });
-        jobs.sort_unstable_by_key(|job| job.id);
-        Ok(jobs)
+        up_to_a_page(rows.iter().map(job))
     }
     .boxed()
 }

@@ -3,13 +3,13 @@
 
 use super::{
     pools::{Lane, Pools, Work},
-    rows::{job, job_columns},
+    rows::{bytes_before, job, job_columns, most_bytes},
 };
 use crate::{
     domain::{Job, JobId, JobState, Phase},
     store::{
-        Filter, PAGE_BYTES, Page, PageRequest, Scope, StoreResult,
-        page::{Filling, span, strides},
+        Filter, Page, PageRequest, Scope, StoreResult,
+        page::{Filling, span, strides, up_to_a_page},
     },
 };
 use futures::FutureExt as _;
@@ -105,8 +105,7 @@ fn look_at<'c>(connection: &'c mut PgConnection, look: &'c Look) -> Work<'c, Fou
             return Ok(Found { jobs: Vec::new(), reached });
         }
         let rows = matching(look, &candidates).build().persistent(true).fetch_all(connection).await?;
-        let jobs = rows.iter().map(job).collect::<sqlx::Result<_>>()?;
-        Ok(Found { jobs, reached })
+        Ok(Found { jobs: up_to_a_page(rows.iter().map(job))?, reached })
     }
     .boxed()
 }
@@ -165,16 +164,15 @@ fn candidates(look: &Look) -> QueryBuilder<Postgres> {
     sql
 }
 
-/// Those candidates that are meant, whole, newest first, up to twice the weight of a page: what a job weighs by its columns
-/// here and by [`Job::weight`] differs by less. The lengths are known without reading the texts.
+/// Those candidates that are meant, whole, newest first, and none behind those that are too much for a page already.
 fn matching(look: &Look, candidates: &[Uuid]) -> QueryBuilder<Postgres> {
     let Filter { states, labels, cluster, name, created_after, created_before } = &look.filter;
     let mut sql = QueryBuilder::new(concat!(
         "-- list_jobs\nSELECT * FROM (SELECT ",
         job_columns!(),
-        ", sum(octet_length(j.spec) + coalesce(octet_length(j.inputs), 0) + coalesce(octet_length(j.outputs), 0)) \
-           OVER (ORDER BY j.id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS above",
-        " FROM jobs j JOIN job_state s ON s.job_id = ANY (ARRAY[j.id]) WHERE j.id = ANY ("
+        ", ",
+        bytes_before!("j.id DESC"),
+        " AS above FROM jobs j JOIN job_state s ON s.job_id = ANY (ARRAY[j.id]) WHERE j.id = ANY ("
     ));
     sql.push_bind(candidates.to_vec()).push(")");
     if let Scope::Project(project) = &look.scope {
@@ -200,7 +198,6 @@ fn matching(look: &Look, candidates: &[Uuid]) -> QueryBuilder<Postgres> {
         sql.push(" AND j.created_at < ").push_bind(*to);
     }
     sql.push(" ORDER BY j.id DESC LIMIT ").push_bind(i64::try_from(look.limit).unwrap_or(i64::MAX));
-    let most = i64::try_from(2 * PAGE_BYTES).unwrap_or(i64::MAX);
-    sql.push(") m WHERE coalesce(m.above, 0) < ").push_bind(most).push(" ORDER BY m.id DESC");
+    sql.push(") m WHERE coalesce(m.above, 0) < ").push_bind(most_bytes()).push(" ORDER BY m.id DESC");
     sql
 }

@@ -5,7 +5,7 @@ use crate::{
         ClusterName, Document, Job, JobId, JobState, Life, Project, Reach, RetryPolicy, SelfReport,
         Submission, WorkerId,
     },
-    store::kernel::Row,
+    store::{PAGE_BYTES, kernel::Row},
 };
 use chrono::{DateTime, Utc};
 use sqlx::{Decode, Postgres, Row as _, Type, postgres::PgRow};
@@ -33,7 +33,24 @@ macro_rules! job_columns {
     };
 }
 
-pub(super) use {job_columns, life_columns};
+/// Bytes of text of all `jobs j` before each in an order. Their lengths are known without reading them.
+macro_rules! bytes_before {
+    ($order:literal) => {
+        concat!(
+            "sum(octet_length(j.spec) + coalesce(octet_length(j.inputs), 0) + coalesce(octet_length(j.outputs), 0)) \
+             OVER (ORDER BY ",
+            $order,
+            " ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+        )
+    };
+}
+
+pub(super) use {bytes_before, job_columns, life_columns};
+
+/// Most bytes of text before a job that is read for a page: by [`Job::weight`] jobs are never less than half of their text.
+pub(super) fn most_bytes() -> i64 {
+    i64::try_from(2 * PAGE_BYTES).unwrap_or(i64::MAX)
+}
 
 /// A row's columns, taken in order.
 pub(super) struct Columns<'r> {

@@ -12,8 +12,10 @@ use crate::{
         Applied, Claimed, Heartbeat, Pulse, Recorded, StoreResult, ToHandBack, ToRecord, Vanished, Worker,
         WorkerCluster,
         kernel::{Decided, Told, decide, refused_for_room},
+        page::Filling,
     },
 };
+use futures::TryStreamExt as _;
 use sqlx::Row as _;
 use std::{collections::HashMap, time::Duration};
 
@@ -143,7 +145,7 @@ impl SqliteStore {
         after: Option<JobId>,
         limit: u32,
     ) -> StoreResult<Vec<Job>> {
-        let rows = sqlx::query(
+        let query = sqlx::query(
             "-- in_hands
             SELECT jobs.asked, job_state.life, job_state.priority
               FROM job_state CROSS JOIN jobs ON jobs.id = job_state.job
@@ -154,11 +156,15 @@ impl SqliteStore {
         .bind(list(owners.iter().map(|owner| owner.0)))
         .bind(cluster.as_str().to_owned())
         .bind(after.map(|job| job.0))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|e| fault(e, "look for what workers hold"))?;
-        rows.iter().map(job).collect()
+        .bind(limit);
+        let mut rows = query.fetch(&self.readers);
+        let mut filling = Filling::new(limit);
+        while let Some(row) = rows.try_next().await.map_err(|e| fault(e, "look for what workers hold"))? {
+            if !filling.take(job(&row)?) {
+                break;
+            }
+        }
+        Ok(filling.page(false).jobs)
     }
 
     pub(super) async fn record_submissions(&self, items: &[ToRecord]) -> StoreResult<Vec<Recorded>> {
