@@ -47,7 +47,8 @@ pub struct HttpConfig {
     pub allowed_hosts: Vec<String>,
     /// Most connections at once; more wait to be accepted.
     pub max_connections: Number<1, 100_000>,
-    /// How long a client may take to send the head of a request, the idle time before it included.
+    /// How long a client may take to send the head of a request, the idle time before it included; one that takes nothing of
+    /// its answers is cut off after seven times that.
     pub header_timeout: Period<100, 600_000>,
     /// How long requests under way may go on after a stop was asked for.
     pub drain_timeout: Period<0, 600_000>,

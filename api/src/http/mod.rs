@@ -27,6 +27,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod turns;
 
 pub use document::JobDocument;
 pub use envelope::{Hosts, REQUEST_ID};

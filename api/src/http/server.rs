@@ -1,35 +1,26 @@
 //! The accept loop: connections with every limit hyper has, and an orderly end.
 //!
 //! axum's own loop sets no timer, which leaves hyper's header timeout without effect, so this one is ours. A client that
-//! connects and says nothing, or says it a byte at a time, is cut off; so is one that is still there when the time to
-//! finish after a stop is over.
+//! connects and says nothing, or says it a byte at a time, is cut off; so is one that asks for nothing more, or takes nothing
+//! of its answers, and one that is still there when the time to finish after a stop is over.
 
-use super::limits::HttpConfig;
+use super::{
+    limits::HttpConfig,
+    turns::{Pieces, Turns},
+};
 use axum::{Router, body::Body};
+use futures::TryFutureExt as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::{
-        conn::auto::Builder,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    server::conn::auto::Builder,
 };
 use jobgate_shared::supervise::Tasks;
-use std::{
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::Sleep,
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +35,9 @@ const MAX_HEAD: usize = 64 * 1024;
 const MAX_STREAMS: u32 = 64;
 /// How often a quiet HTTP/2 connection is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(20);
+/// A connection that is closed is cut off when its client takes nothing for so many header timeouts. To a slow reader the
+/// kernel lets us write again in steps of a megabyte, which takes it a while.
+const CUT_AFTER: u32 = 6;
 
 /// Serves `router` until the shutdown of `tasks`, then lets requests under way finish within `config.drain_timeout`.
 pub async fn serve(
@@ -53,31 +47,25 @@ pub async fn serve(
     config: &HttpConfig,
     tasks: &Tasks,
 ) {
-    let connections = Arc::new(Semaphore::new(config.max_connections.get() as usize));
-    let graceful = GracefulShutdown::new();
-    let serving = Serving {
-        builder: builder(tasks, *config.header_timeout),
-        tls: tls.map(TlsAcceptor::from),
-        router,
-        header_timeout: *config.header_timeout,
-        cut: CancellationToken::new(),
-    };
-    let serving = Arc::new(serving);
+    let places = config.max_connections.get();
+    let connections = Arc::new(Semaphore::new(places as usize));
+    let serving = Arc::new(Serving::new(tls, router, config, tasks));
     loop {
         let accepted = tokio::select! {
             () = tasks.shutdown().cancelled() => break,
             accepted = accept(&listener, &connections) => accepted,
         };
         let Some((stream, permit)) = accepted else { continue };
-        let (serving, watcher) = (serving.clone(), graceful.watcher());
+        let serving = serving.clone();
         tasks.spawn("http connection", async move {
-            serving.connection(stream, watcher).await;
+            serving.connection(stream).await;
             drop(permit);
         });
     }
     drop(listener);
     tokio::select! {
-        () = graceful.shutdown() => {}
+        // Every place is free again.
+        _ = connections.acquire_many(places) => {}
         () = tokio::time::sleep(*config.drain_timeout) => {
             tracing::info!("cutting off requests that are still under way");
             serving.cut.cancel();
@@ -136,99 +124,82 @@ fn builder(tasks: &Tasks, header_timeout: Duration) -> Builder<Streams> {
     builder
 }
 
-struct Serving {
+/// What every connection is served with.
+pub(super) struct Serving {
     builder: Builder<Streams>,
     tls: Option<TlsAcceptor>,
     router: Router,
     header_timeout: Duration,
+    /// Nothing more may be asked for.
+    stop: CancellationToken,
     /// Time is up for everybody.
     cut: CancellationToken,
 }
 
 impl Serving {
-    async fn connection(&self, stream: TcpStream, watcher: Watcher) {
+    pub(super) fn new(
+        tls: Option<Arc<ServerConfig>>,
+        router: Router,
+        config: &HttpConfig,
+        tasks: &Tasks,
+    ) -> Self {
+        Self {
+            builder: builder(tasks, *config.header_timeout),
+            tls: tls.map(TlsAcceptor::from),
+            router,
+            header_timeout: *config.header_timeout,
+            stop: tasks.shutdown().clone(),
+            cut: CancellationToken::new(),
+        }
+    }
+
+    async fn connection(&self, stream: TcpStream) {
         // Answers are small and complete; waiting to fill a packet only delays them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection ended at once");
             return;
         }
-        let Some(tls) = &self.tls else { return self.requests(stream, watcher).await };
+        let Some(tls) = &self.tls else { return self.requests(stream).await };
         match tokio::time::timeout(self.header_timeout, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.requests(stream, watcher).await,
+            Ok(Ok(stream)) => self.requests(stream).await,
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         }
     }
 
-    async fn requests<S>(&self, stream: S, watcher: Watcher)
+    /// Answers what is asked on a connection until it ends.
+    pub(super) async fn requests<S>(&self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let begun = Arc::new(AtomicBool::new(false));
-        let deadline = Box::pin(tokio::time::sleep(self.header_timeout));
-        let io = TokioIo::new(Impatient { stream, deadline, begun: begun.clone() });
-        let router = self.router.clone();
+        let turns = Turns::new();
+        let (router, asked) = (self.router.clone(), turns.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            begun.store(true, Ordering::Relaxed);
-            router.clone().oneshot(request.map(Body::new))
+            let (turn, turns) = (asked.take(), asked.clone());
+            let answer = router.clone().oneshot(request.map(Body::new));
+            answer.map_ok(move |answer| {
+                drop(turn);
+                answer.map(|body| Pieces::of(body, turns))
+            })
         });
-        let connection = watcher.watch(self.builder.serve_connection(io, service).into_owned());
-        let ended = tokio::select! {
-            ended = connection => ended,
-            () = self.cut.cancelled() => Ok(()),
+        let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let ended = async {
+            tokio::select! {
+                ended = connection.as_mut() => return ended,
+                () = turns.silence(self.header_timeout) => {}
+                () = self.stop.cancelled() => {}
+            }
+            // hyper's own timeout begins with the protocol, which a silent client never tells, and ends with HTTP/1.
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = turns.silence(self.header_timeout * CUT_AFTER) => Ok(()),
+                () = self.cut.cancelled() => Ok(()),
+            }
         };
-        if let Err(error) = ended {
+        if let Err(error) = ended.await {
             // A client that leaves, or is cut off for what it sent: nobody's failure here.
             tracing::debug!(error, "a connection ended early");
         }
-    }
-}
-
-/// A connection that must bring its first request in time. hyper's own timeout begins only once it knows which protocol
-/// is spoken, which a silent client never tells.
-struct Impatient<S> {
-    stream: S,
-    deadline: Pin<Box<Sleep>>,
-    begun: Arc<AtomicBool>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_pending() && !self.begun.load(Ordering::Relaxed) {
-            ready!(self.deadline.as_mut().poll(cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }

@@ -1,13 +1,14 @@
 //! The server itself, over real sockets.
 
 use crate::{
-    http::{Hosts, HttpConfig, problem::Problem, router, serve},
+    http::{Hosts, HttpConfig, problem::Problem, router, serve, server::Serving},
     testing::{Bench, small_job},
 };
-use axum::{Router, routing::get};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use axum::{Router, body::Body, routing::get};
+use jobgate_shared::supervise::Tasks;
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
     time::Instant,
@@ -132,6 +133,95 @@ async fn more_connections_than_there_is_room_for_wait_for_one_to_end() {
     assert!(began.elapsed() >= Duration::from_millis(250), "the silent one had the place");
     drop(silent);
     server.stop().await;
+}
+
+/// The beginning of an HTTP/2 connection that lets so many bytes of each answer come, and a GET of `path` on it.
+fn asked_over_http2(path: &str, window: u32) -> Vec<u8> {
+    let mut told = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS, of which one: INITIAL_WINDOW_SIZE.
+    told.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4]);
+    told.extend(window.to_be_bytes());
+    // HEADERS that end the request: GET, http, the path, the host.
+    let length = |text: &str| u8::try_from(text.len()).unwrap();
+    let mut head = vec![0x82, 0x86, 0x44, length(path)];
+    head.extend(path.bytes());
+    head.extend([0x41, length("localhost")]);
+    head.extend(b"localhost");
+    told.extend([0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1]);
+    told.extend(head);
+    told
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_asks_for_nothing_more_gives_its_place_up() {
+    let config = HttpConfig { max_connections: "1".parse().unwrap(), ..quick() };
+    let server = server(config, Router::new()).await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    silent.write_all(&asked_over_http2("/livez", 65_535)).await.unwrap();
+    let asked = server.say("GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let answer = tokio::time::timeout(Duration::from_secs(10), asked).await.expect("a place");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop(silent);
+    server.stop().await;
+}
+
+/// The header timeout of the tests whose time is paused.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// A client of a server of this one path, and the server's end.
+fn served(path: &str, handler: axum::routing::MethodRouter) -> (DuplexStream, impl Future<Output = ()>) {
+    let config = HttpConfig { header_timeout: "1s".to_owned().try_into().unwrap(), ..HttpConfig::default() };
+    let serving = Serving::new(None, Router::new().route(path, handler), &config, &Tasks::default());
+    let (client, stream) = duplex(1024);
+    (client, async move { serving.requests(stream).await })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_of_its_answers_is_cut_off() {
+    let large = || get(async || "x".repeat(1024 * 1024));
+    let pipelined = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10).into_bytes();
+    for asked in [pipelined, asked_over_http2("/", 0), asked_over_http2("/", 1 << 20)] {
+        let (mut client, over) = served("/", large());
+        let began = Instant::now();
+        let (said, ()) = tokio::join!(client.write_all(&asked), over);
+        said.unwrap();
+        assert!(began.elapsed() >= LIMIT && began.elapsed() <= 8 * LIMIT, "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_its_answer_slowly_gets_all_of_it() {
+    let (mut client, over) = served("/", get(async || "x".repeat(1024 * 1024)));
+    let reading = async {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while (&mut client).take(32 * 1024).read_to_end(&mut answer).await.unwrap() > 0 {
+            tokio::time::sleep(LIMIT).await;
+        }
+        answer.len()
+    };
+    let (read, ()) = tokio::join!(reading, over);
+    assert!(read > 1024 * 1024, "{read}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_nothing_to_tell_for_long_goes_on() {
+    let late = get(async || {
+        let told = futures::stream::once(async {
+            tokio::time::sleep(100 * LIMIT).await;
+            Ok::<_, Infallible>("at last")
+        });
+        Body::from_stream(told)
+    });
+    let (mut client, over) = served("/", late);
+    let reading = async {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let (answer, ()) = tokio::join!(reading, over);
+    assert!(answer.contains("at last"), "{answer}");
 }
 
 #[tokio::test]

@@ -7,9 +7,7 @@ use super::{
     },
 };
 use anyhow::{Context as _, Result, ensure};
-use jobgate_shared::domain::{
-    Command, Ending, HistoryEntry, Job, JobId, JobState, NewJob, RetryPolicy,
-};
+use jobgate_shared::domain::{Command, Ending, HistoryEntry, Job, JobId, JobState, NewJob, RetryPolicy};
 use jobgate_shared::store::{Commanded, Filter, PAGE_BYTES, PageRequest, Patch, Removed, Scope};
 use std::time::Duration;
 
