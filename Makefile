@@ -9,7 +9,7 @@ WITH_SERVICES := $(CARGO_TARGET_DIR)/debug/with-services
 # Tests wait for disks and brokers more than they compute, so there are some more of them than cores.
 export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
 
-.PHONY: test lint audit bench model crash-matrix torture simulate contract drill mutants fuzz test-slurm siege test-gridengine clean-services
+.PHONY: test lint audit bench test-alerts model crash-matrix torture simulate contract drill mutants fuzz test-slurm siege test-gridengine clean-services
 
 # Half of the programs run beside the other half, for they wait more than they compute; what the first half says comes after.
 # What lies in a module `alone` leaves nothing of the machine to others, and has it to itself. There are no documentation tests.
@@ -45,6 +45,12 @@ bench:
 	$(CARGO_TARGET_DIR)/release/jobgate bench $(BENCH)
 	$(CARGO_TARGET_DIR)/release/with-services sh -c 'JOBGATE_DATABASE_URL=$$JOBGATE_TEST_DATABASE_URL \
 	    JOBGATE_BROKER_URL=$$JOBGATE_TEST_AMQP_URL $(CARGO_TARGET_DIR)/release/jobgate bench $(BENCH)'
+
+# Each alert on a story of its own: what it fires on, and what it is silent on.
+test-alerts:
+	deploy/install-services alerts
+	promtool check rules deploy/prometheus-alerts.yml
+	promtool test rules tests/alerts/alerts.yml
 
 # Every interleaving of the submission protocol within some faults; MODEL holds flags for a search of one's own, such as
 # MODEL="--kind two-phase --crashes 2 --cancels 1".
