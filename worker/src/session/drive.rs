@@ -220,7 +220,7 @@ impl Drive {
                 }
             }
             Message::Claimed { cluster, reserved, jobs } => {
-                self.step(jobs.into_iter().map(|job| Input::Granted(Box::new(job))).collect());
+                self.grant(jobs);
                 self.core.release(cluster, reserved);
             }
             Message::ClaimedAlone { cluster, job, turn } => {
@@ -232,7 +232,7 @@ impl Drive {
             }
             Message::Adopted(jobs) => {
                 metrics::counter!("jobgate_jobs_adopted_total").increment(jobs.len() as u64);
-                self.step(jobs.into_iter().map(|job| Input::Granted(Box::new(job))).collect());
+                self.grant(jobs);
             }
             Message::Answered { cluster, inputs, answers } => {
                 let now = self.since_start();
@@ -268,6 +268,17 @@ impl Drive {
                 }
             }
         }
+    }
+
+    /// Takes jobs on. A submission made under another claim may be over, or wait to be started, so it is looked at now.
+    fn grant(&mut self, jobs: Vec<Job>) {
+        let now = self.now();
+        for (rounds, served) in self.polls.iter_mut().zip(&self.worker.clusters) {
+            if jobs.iter().any(|job| job.life.submission.is_some() && job.cluster == served.name) {
+                rounds.stirred(now, false);
+            }
+        }
+        self.step(jobs.into_iter().map(|job| Input::Granted(Box::new(job))).collect());
     }
 
     /// Jobs that have not ended, and jobs that have and wait for their rows to say so or for their logs.

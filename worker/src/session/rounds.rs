@@ -1,4 +1,4 @@
-//! When a cluster is polled: at its interval, sooner when its engine stirs, never twice at once.
+//! When a cluster is polled: at its interval, sooner when its engine stirs or something was adopted, never twice at once.
 //!
 //! A ring is only a hint. It is heard late while another is acted upon, rings in between become one, and what is never
 //! rung for is seen at the interval.
@@ -83,7 +83,7 @@ impl Rounds {
         }
     }
 
-    /// The engine stirred; `submitting` tells that answers of submissions are still out.
+    /// The engine stirred, or there is more to look at; `submitting` tells that answers of submissions are still out.
     pub(super) fn stirred(&mut self, now: Instant, submitting: bool) {
         self.unseen |= submitting;
         self.hurry(now);

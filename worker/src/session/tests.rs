@@ -362,6 +362,18 @@ impl House {
         }
     }
 
+    /// A worker submits it and dies.
+    async fn submit_elsewhere(&self, job: JobId) {
+        let served = [WorkerCluster { name: cluster(), reach: None, parked: None }];
+        let worker = elsewhere();
+        self.store.inner.register(&worker, NEVER).await.unwrap();
+        self.store.inner.claim(worker.id, &served, &[job]).await.unwrap();
+        let submission = Submission { id: "s".into(), detail: serde_json::Value::Null, reach: None };
+        let recorded = self.store.inner.record(&[ToRecord { job, attempt: 1, epoch: 1, submission }]).await;
+        assert_eq!(recorded.unwrap(), [Recorded::Won]);
+        self.store.inner.deregister(worker.id).await.unwrap();
+    }
+
     async fn in_state(&self, jobs: &[JobId], state: JobState) -> usize {
         let mut count = 0;
         for job in jobs {
@@ -415,6 +427,20 @@ async fn an_end_is_told_when_the_engine_stirs_and_not_when_its_interval_is_over(
         assert_eq!(house.next_end().await, tag.job);
         assert!(ended.elapsed() < Duration::from_millis(20), "told after {:?}", ended.elapsed());
     }
+    house.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_adopted_is_looked_at_at_once() {
+    let house = House::start(Belled::default());
+    house.post(1).await;
+    house.until_watched(1).await;
+    let jobs = house.accept(&[plain()]).await;
+    house.submit_elsewhere(jobs[0]).await;
+    let (mut polls, hinted) = (house.engine.polls.subscribe(), Instant::now());
+    house.hint(jobs).await;
+    polls.wait_for(|polls| polls.last().is_some_and(|(_, looked)| *looked == 2)).await.unwrap();
+    assert!(hinted.elapsed() < Duration::from_millis(20), "looked at after {:?}", hinted.elapsed());
     house.stop().await;
 }
 
