@@ -192,6 +192,29 @@ async fn no_accepted_job_is_lost_when_the_database_is_restarted_amid_posts() -> 
 }
 
 #[tokio::test]
+async fn a_database_that_is_away_shows_in_metrics_though_nobody_asks_for_anything() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let mut server = Postgres::start().await?;
+    let (database, vhost) = (server.database().await?, Vhost::fresh().await?);
+    let mut site = Site::distributed(NOOP, database.url(), vhost.url())?;
+    let (api, workers, recorders) = start(&mut site, 1, 1).await?;
+    let clients = [site.client(&api[0])?, site.client(&workers[0])?];
+    let away = async |client: &Client, more_than: f64| {
+        Scrape::parse(&client.text("/metrics").await?)?.is_above("jobgate_store_away_total", &[], more_than)
+    };
+    for client in &clients {
+        ensure!(away(client, 0.0).await.is_err(), "it was away before");
+    }
+    server.stop(Shutdown::Immediate).await?;
+    for client in &clients {
+        // Twice: what is over for good does not page.
+        until("it is told again", Duration::from_secs(30), async || away(client, 1.0).await).await?;
+    }
+    server.start_again().await?;
+    end(workers.into_iter().chain(recorders).chain(api)).await
+}
+
+#[tokio::test]
 async fn a_worker_that_cannot_open_its_spool_says_so_and_ends_in_order() -> Result<()> {
     let _alone = ALONE.lock().await;
     let (database, vhost) = (Database::fresh().await?, Vhost::fresh().await?);
