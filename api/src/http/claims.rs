@@ -3,7 +3,7 @@
 use super::{
     Api,
     document::JobDocument,
-    extract::{Caller, Params, RawJson, Segments, Working, accepts},
+    extract::{Caller, Params, RawJson, Segments, Working, accepts, duration},
     json,
     limits::{DEFAULT_CLAIM, LEASE, MAX_CLAIM, MAX_PAGE, MAX_SMALL, MAX_WAIT, USUAL_LEASE},
     problem::{Answer, Kind, Problem},
@@ -251,12 +251,6 @@ async fn may_give_more(news: &mut Listener) {
 
 fn lease_ended() -> Problem {
     Problem::new(Kind::LeaseEnded, "this claimant has no lease; claim without naming one")
-}
-
-fn duration(field: &str, text: &str) -> Answer<Duration> {
-    let seconds = text.parse().map(Duration::from_secs).ok();
-    let duration = seconds.or_else(|| humantime::parse_duration(text).ok());
-    duration.ok_or_else(|| Problem::invalid(field, "must be a duration such as 30s"))
 }
 
 fn lease_of(text: Option<&str>) -> Answer<Duration> {
@@ -600,7 +594,7 @@ pub(super) async fn give_up(
     let epoch = params.parse("epoch", "a number")?.ok_or_else(missing("epoch"))?;
     let why = params.one("reason")?.unwrap_or_else(|| GIVEN_UP.to_owned());
     check_text("reason", &why, MAX_REASON)?;
-    let pause = params.one("pause")?.map(|text| duration("pause", &text)).transpose()?.unwrap_or_default();
+    let pause = params.duration("pause")?.unwrap_or_default();
     if pause > MAX_PAUSE {
         return Err(Problem::invalid("pause", "must be at most 1h"));
     }

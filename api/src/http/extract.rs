@@ -18,7 +18,7 @@ use jobgate_shared::{
     reporting::is_jobs_own,
     store::{Role, Scope},
 };
-use std::{borrow::Cow, marker::PhantomData, str::FromStr, sync::Arc};
+use std::{borrow::Cow, marker::PhantomData, str::FromStr, sync::Arc, time::Duration};
 
 /// Header by which a token of every project chooses one.
 pub const PROJECT_HEADER: &str = "x-jobgate-project";
@@ -239,6 +239,11 @@ impl Params {
         parsed.map(Some).ok_or_else(|| Problem::invalid(name, format!("must be {must}")))
     }
 
+    /// Takes a time such as `30s`; a number alone counts seconds.
+    pub(super) fn duration(&mut self, name: &str) -> Answer<Option<Duration>> {
+        self.one(name)?.map(|text| duration(name, &text)).transpose()
+    }
+
     /// Takes a yes or no; a name without a value means yes.
     pub(super) fn flag(&mut self, name: &str) -> Answer<bool> {
         match self.one(name)?.as_deref() {
@@ -255,6 +260,13 @@ impl Params {
             Some((name, _)) => Err(Problem::invalid(name, "is no parameter of this path")),
         }
     }
+}
+
+/// A time as requests tell it.
+pub(super) fn duration(field: &str, text: &str) -> Answer<Duration> {
+    let seconds = text.parse().map(Duration::from_secs).ok();
+    let duration = seconds.or_else(|| humantime::parse_duration(text).ok());
+    duration.ok_or_else(|| Problem::invalid(field, "must be a duration such as 30s"))
 }
 
 impl<S: Sync> FromRequestParts<S> for Params {

@@ -170,7 +170,7 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Answer<Json<JobDocument>> {
     accepts(&headers, "application/json")?;
-    let wait = params.one("wait")?.map(|text| parse_wait(&text)).transpose()?;
+    let wait = params.duration("wait")?.map(|wait| wait.min(MAX_WAIT));
     params.end()?;
     let mut job = match wait {
         None => one(&api, &caller.scope(), id).await?,
@@ -183,13 +183,6 @@ pub(super) async fn get(
 /// One job in scope.
 pub(super) async fn one(api: &Api, scope: &Scope, id: JobId) -> Answer<Job> {
     api.store.get(scope, id).await?.ok_or_else(Problem::no_such_job)
-}
-
-fn parse_wait(text: &str) -> Answer<Duration> {
-    let seconds = text.parse().map(Duration::from_secs).ok();
-    let wait = seconds.or_else(|| humantime::parse_duration(text).ok());
-    let wait = wait.ok_or_else(|| Problem::invalid("wait", "must be a duration such as 30s"))?;
-    Ok(wait.min(MAX_WAIT))
 }
 
 async fn wait_for_end(api: &Arc<Api>, scope: &Scope, id: JobId, wait: Duration) -> Answer<Job> {

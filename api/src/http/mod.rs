@@ -35,6 +35,7 @@ pub use extract::PROJECT_HEADER;
 pub use limits::HttpConfig;
 pub use logs::{COMPLETE, NEXT_OFFSET};
 pub use opening::Opening;
+pub use readiness::StoreProbe;
 pub use request::{JobRequest, Posting};
 pub use server::serve;
 
@@ -162,7 +163,7 @@ impl Api {
         let feed = Feed::new(store.clone(), tasks.clone());
         let acceptor =
             Acceptor::new(store.clone(), broker.clone(), budget.clone(), feed.clone(), tasks.clone(), accept);
-        let probe = Arc::new(readiness::ApiProbe::new(store.clone(), broker.health()));
+        let probe = Arc::new(StoreProbe::new(store.clone(), broker.health()));
         listen_for_nudges(&tasks, &broker, &feed, &authority);
         Ok(Arc::new(Self {
             lookout: Lookout::new(store.clone(), clock.clone()),

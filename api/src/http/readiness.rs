@@ -1,4 +1,4 @@
-//! Whether this process can do the API's work.
+//! Whether a process can do its work.
 
 use super::ops::{Probe, Readiness};
 use async_trait::async_trait;
@@ -16,15 +16,16 @@ const GOOD_FOR: Duration = Duration::from_secs(1);
 
 /// Asks the store, and looks at the broker.
 #[derive(Debug)]
-pub(super) struct ApiProbe {
+pub struct StoreProbe {
     store: Arc<dyn Store>,
     broker: watch::Receiver<BrokerHealth>,
     /// When the store was asked, and what is wrong with it.
     last: Mutex<Option<(Instant, Option<String>)>>,
 }
 
-impl ApiProbe {
-    pub(super) fn new(store: Arc<dyn Store>, broker: watch::Receiver<BrokerHealth>) -> Self {
+impl StoreProbe {
+    /// Of what a process works with.
+    pub fn new(store: Arc<dyn Store>, broker: watch::Receiver<BrokerHealth>) -> Self {
         Self { store, broker, last: Mutex::new(None) }
     }
 
@@ -47,7 +48,7 @@ impl ApiProbe {
 }
 
 #[async_trait]
-impl Probe for ApiProbe {
+impl Probe for StoreProbe {
     async fn readiness(&self) -> Readiness {
         if let Some(reason) = self.store_fault().await {
             return Readiness::Unready { reason };

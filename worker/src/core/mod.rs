@@ -300,6 +300,11 @@ impl Core {
         self.clusters.get(usize::from(cluster)).map_or(0, |c| c.held + c.reserved)
     }
 
+    /// The same of every cluster.
+    pub fn held_in_all(&self) -> u32 {
+        self.clusters.iter().map(|c| c.held + c.reserved).sum()
+    }
+
     /// What a poll of `cluster` should look at.
     pub fn watched(&self, cluster: u16) -> Vec<(Hold, Submission)> {
         let watched = self.clusters.get(usize::from(cluster)).into_iter().flat_map(|c| &c.watched);

@@ -302,8 +302,7 @@ impl Drive {
     }
 
     fn step(&mut self, inputs: Vec<Input>) {
-        let held: u32 =
-            (0..self.regulators.len()).filter_map(|c| u16::try_from(c).ok()).map(|c| self.core.held(c)).sum();
+        let held = self.core.held_in_all();
         let mut effects: Vec<Effect> = Vec::new();
         let now = Moment { since_start: self.since_start(), wall: self.worker.clock.now() };
         for input in inputs {
@@ -313,9 +312,7 @@ impl Drive {
         if !self.core.has_suspect() {
             self.turn = None;
         }
-        let holds: u32 =
-            (0..self.regulators.len()).filter_map(|c| u16::try_from(c).ok()).map(|c| self.core.held(c)).sum();
-        if holds < held {
+        if self.core.held_in_all() < held {
             self.room.notify_waiters();
         }
     }
